@@ -1,0 +1,291 @@
+"""What the server answers: events of the session <-> hooks of the user.
+
+The session says what the client may ask, a hook decides, the reply goes out. Everything that a user
+of the library overrides is a method of :class:`SMTPHandler`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import IO, TYPE_CHECKING, Any, List, Optional
+
+from . import reply as replies
+from .command import VERBS, Command
+from .connection import Connection
+from .envelope import Envelope
+from .hooks import delivery_of, receipt, verdict
+from .reply import Disconnect, Reject, Reply
+from .syntax import Mailbox
+from .trace import new_id, received
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage
+
+    from .hooks import Receipt, Verdict
+
+__all__ = ["SMTPHandler"]
+
+log = logging.getLogger("smtpd_sync")
+
+
+class SMTPHandler(Connection):
+    """Serves one client; override the hooks. There is one object for each connection.
+
+    In a hook, ``self.session`` is the conversation, ``self.envelope`` the mail transaction in
+    course, ``self.peer`` the client, ``self.command`` what it just said and ``self.server`` the
+    server. To refuse, return ``False`` or a :class:`Reply`, or raise :class:`Reject`.
+    """
+
+    battery: Any = None
+    """What serves the hooks of a battery, for this connection."""
+    delivery: Optional[str] = None
+    """The delivery hook that the class overrides."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.delivery = delivery_of(cls, SMTPHandler)
+
+    # -- hooks -------------------------------------------------------------------------------
+
+    def validate_host(self, address: str) -> Verdict:
+        """Called before the greeting with the text of the client's IP address."""
+        return None
+
+    def validate_helo(self, name: str) -> Verdict:
+        """Called at HELO and EHLO with the name that the client gives itself."""
+        return None
+
+    def validate_sender(self, mailbox: Mailbox) -> Verdict:
+        """Called at MAIL with the reverse-path; ``""`` is the null one (RFC 5321 4.5.5)."""
+        return None
+
+    def validate_recipient(self, mailbox: Mailbox) -> Verdict:
+        """Called at RCPT with a forward-path; not for the postmaster (RFC 5321 4.5.1)."""
+        return None
+
+    def validate_data(self, sender: Mailbox, recipients: List[Mailbox]) -> Verdict:
+        """Called at DATA, before any mail data is read."""
+        return None
+
+    def deliver(self, sender: Mailbox, recipients: List[Mailbox], data: bytes) -> Receipt:
+        """Called with the whole message. To return is to take responsibility for it."""
+        raise NotImplementedError
+
+    def deliver_message(
+        self, message: EmailMessage, sender: Mailbox, recipients: List[Mailbox]
+    ) -> Receipt:
+        """Called instead of `deliver`, with the message parsed."""
+        raise NotImplementedError
+
+    def deliver_envelope(self, envelope: Envelope) -> Receipt:
+        """Called instead of both; ``envelope.open()`` gives the mail data as a file."""
+        raise NotImplementedError
+
+    def open_sink(self, envelope: Envelope) -> IO[bytes]:
+        """Called before 354: give the binary file that the mail data is written to."""
+        return io.BytesIO()
+
+    def verify(self, text: str) -> Receipt:
+        """Called at VRFY; a str is the text of the 250, ``None`` answers 252."""
+        return None
+
+    def expand(self, text: str) -> Receipt:
+        """Called at EXPN; a str is the text of the 250, a line a member; ``None`` answers 502."""
+        return None
+
+    def session_ended(self, reason: str) -> None:
+        """Called once, whatever happened, when the connection is over."""
+
+    # -- the life of a connection ------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Take the connection over from the server."""
+        super().setup()
+        self.command = Command("connection")
+        self._sink: Optional[IO[bytes]] = None
+        self._sink_fault: Optional[Reply] = None
+        self._traced = False
+        self.attach_battery()
+
+    def attach_battery(self) -> None:
+        """Get what serves this connection from the battery, where there is one."""
+
+    def over(self) -> None:
+        """Tell the hook, once."""
+        self._drop_sink()
+        try:
+            self.session_ended(self.reason)
+        except Exception:
+            log.exception("%s: session_ended failed", self.session.id)
+
+    # -- events ------------------------------------------------------------------------------
+
+    @property
+    def envelope(self) -> Envelope:
+        """The mail transaction in course; ``RuntimeError`` where there is none."""
+        if self.session.envelope is None:
+            raise RuntimeError("there is no mail transaction now")
+        return self.session.envelope
+
+    def answer(self, event: Command) -> Reply:
+        """Decide on an event: the method ``do_`` and its verb, and what it raises."""
+        self.command = event
+        try:
+            reply: Reply = getattr(self, "do_" + event.verb)(event)
+            return reply
+        except Reject as reject:
+            return reject.reply
+        except Disconnect as disconnect:
+            self.hanging_up = True
+            return disconnect.reply
+        except Exception:
+            # What it says is for the log alone: the client gets no detail.
+            log.exception("%s: do_%s failed", self.session.id, event.verb)
+            return replies.LOCAL_ERROR if event.verb != "connection" else replies.NO_SERVICE
+
+    def do_connection(self, event: Command) -> Reply:
+        """Greet, or refuse the host (RFC 5321 3.1)."""
+        greeting = Reply(220, f"{self.server.hostname} {self.server.banner}".rstrip())
+        allowed = self.validate_host(self.peer.address)
+        return verdict("validate_host", allowed, greeting, replies.HOST_REFUSED)
+
+    def do_HELO(self, event: Command) -> Reply:
+        """Answer with our name (RFC 5321 4.1.1.1)."""
+        hello = Reply(250, self.server.hostname)
+        allowed = self.validate_helo(event.argument)
+        return verdict("validate_helo", allowed, hello, replies.NAME_REFUSED)
+
+    def do_EHLO(self, event: Command) -> Reply:
+        """Answer with our name and what we offer."""
+        hello = Reply(250, "\n".join((self.server.hostname, *self.session.keywords)))
+        allowed = self.validate_helo(event.argument)
+        return verdict("validate_helo", allowed, hello, replies.NAME_REFUSED)
+
+    def do_STARTTLS(self, event: Command) -> Reply:
+        """Let the handshake begin (RFC 3207 4)."""
+        return replies.START_TLS
+
+    def do_MAIL(self, event: Command) -> Reply:
+        """Open a transaction, if the sender may."""
+        self.envelope.id = new_id()
+        allowed = self.validate_sender(event.argument)
+        return verdict("validate_sender", allowed, replies.SENDER_OK, replies.SENDER_REFUSED)
+
+    def do_RCPT(self, event: Command) -> Reply:
+        """Take a recipient, if it may be."""
+        mailbox: Mailbox = event.argument
+        if self.server.is_postmaster(mailbox):
+            return replies.RECIPIENT_OK
+        return verdict(
+            "validate_recipient",
+            self.validate_recipient(mailbox),
+            replies.RECIPIENT_OK,
+            replies.RECIPIENT_REFUSED,
+        )
+
+    def do_DATA(self, event: Command) -> Reply:
+        """Ask for the mail data, and make room for it."""
+        envelope = self.envelope
+        reply = verdict(
+            "validate_data",
+            self.validate_data(envelope.sender, list(envelope.recipients)),
+            replies.START_INPUT,
+            replies.DATA_REFUSED,
+        )
+        if reply.code >= 400:
+            return reply
+        try:
+            self._sink = self.open_sink(envelope)
+        except OSError:
+            log.exception("%s: no room for mail data", self.session.id)
+            return replies.NO_STORAGE
+        self._sink_fault, self._traced = None, not self.server.trace
+        return replies.START_INPUT
+
+    def store(self, content: bytes) -> None:
+        """Write mail data to the sink, behind our trace field."""
+        sink = self._sink
+        if sink is None:
+            return  # it failed: the rest is read, and dropped
+        try:
+            if not self._traced:
+                self._traced = True
+                sink.write(received(self.envelope, self.server.hostname))
+                if content[:1] in (b" ", b"\t"):
+                    sink.write(b"\r\n")  # else the first line would fold into our field
+            sink.write(content)
+        except OSError:
+            log.exception("%s: mail data could not be stored", self.session.id)
+            self._sink_fault = replies.NO_STORAGE
+            self._drop_sink()
+
+    def do_message(self, event: Command) -> Reply:
+        """Deliver what has come, or say why not."""
+        self.store(b"")  # an empty message has a trace, too
+        refusal: Optional[Reply] = event.argument or self._sink_fault
+        try:
+            if refusal is not None:
+                return refusal
+            envelope = self.envelope
+            envelope.sink = self._sink
+            accepted = Reply(250, f"OK {envelope.id}")
+            name = self.delivery or "deliver"
+            return receipt(name, self._deliver(name, envelope), accepted, replies.MESSAGE_REFUSED)
+        finally:
+            self._drop_sink()
+
+    def _deliver(self, name: str, envelope: Envelope) -> Receipt:
+        """Call the delivery hook that the class has."""
+        if name == "deliver_envelope":
+            return self.deliver_envelope(envelope)
+        sender, recipients = envelope.sender, list(envelope.recipients)
+        if name == "deliver_message":
+            from email import message_from_bytes, policy
+
+            message: Any = message_from_bytes(envelope.content, policy=policy.SMTPUTF8)
+            return self.deliver_message(message, sender, recipients)
+        return self.deliver(sender, recipients, envelope.content)
+
+    def do_RSET(self, event: Command) -> Reply:
+        """Forget the transaction."""
+        return replies.OK
+
+    def do_NOOP(self, event: Command) -> Reply:
+        """Do nothing, well."""
+        return replies.OK
+
+    def do_QUIT(self, event: Command) -> Reply:
+        """Say goodbye."""
+        self.reason, self.linger = "quit", False
+        return replies.BYE
+
+    def do_VRFY(self, event: Command) -> Reply:
+        """Verify a user, if a hook does (RFC 5321 3.5)."""
+        found = Reply(250, event.argument, "2.1.5")
+        result = self.verify(event.argument)
+        return replies.NO_VERIFY if not result else receipt("verify", result, found, replies.OK)
+
+    def do_EXPN(self, event: Command) -> Reply:
+        """Expand a list, if a hook does."""
+        found = Reply(250, event.argument, "2.1.5")
+        result = self.expand(event.argument)
+        return replies.NOT_IMPLEMENTED if not result else receipt("expand", result, found, found)
+
+    def do_HELP(self, event: Command) -> Reply:
+        """List the commands, or show one (RFC 5321 4.1.1.8)."""
+        topic = event.argument.upper()
+        if not topic:
+            return Reply(214, f"Commands: {' '.join(VERBS)}\nHELP <verb> shows its syntax")
+        if topic not in VERBS:
+            return Reply(504, f"No such topic; topics: {' '.join(VERBS)}", "5.5.4")
+        return Reply(214, VERBS[topic].usage)
+
+    def _drop_sink(self) -> None:
+        sink, self._sink = self._sink, None
+        if sink is None or isinstance(sink, io.BytesIO):
+            return  # memory goes with the envelope, which a hook may keep
+        try:
+            sink.close()
+        except OSError:
+            pass  # what it could not write is not wanted

@@ -1,0 +1,141 @@
+"""Hooks: the code of the user, and what its answers mean.
+
+A hook is a method of the handler class. A plain callable becomes such a method, on a subclass made
+on the spot, and so do the methods of a *battery*, an object given as ``deliver=``: one mechanism.
+"""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Type, Union
+
+from .reply import Reply
+
+if TYPE_CHECKING:
+    import sys
+    from email.message import EmailMessage
+
+    from .envelope import Envelope
+    from .handler import SMTPHandler
+    from .syntax import Mailbox
+
+    if sys.version_info >= (3, 12):
+        from typing import Protocol, TypedDict
+    else:
+        from typing_extensions import Protocol, TypedDict
+
+    Verdict = Union[None, bool, Reply]
+    """``None`` and ``True`` accept, ``False`` refuses with the hook's own reply."""
+    Receipt = Union[None, bool, str, Reply]
+    """A `Verdict`, or the text of the 250."""
+
+    class Battery(Protocol):
+        """An object whose methods are hooks; `attach` gives what serves one connection."""
+
+        def attach(self, handler: SMTPHandler) -> Any: ...
+
+    class Hooks(TypedDict, total=False):
+        """The hooks as keywords: what each is called with, and may give back."""
+
+        validate_host: Callable[[str], Verdict]
+        validate_helo: Callable[[str], Verdict]
+        validate_sender: Callable[[Mailbox], Verdict]
+        validate_recipient: Callable[[Mailbox], Verdict]
+        validate_data: Callable[[Mailbox, List[Mailbox]], Verdict]
+        deliver: Union[Callable[[Mailbox, List[Mailbox], bytes], Receipt], Battery]
+        deliver_message: Callable[[EmailMessage, Mailbox, List[Mailbox]], Receipt]
+        deliver_envelope: Callable[[Envelope], Receipt]
+        open_sink: Callable[[Envelope], IO[bytes]]
+        verify: Callable[[str], Receipt]
+        expand: Callable[[str], Receipt]
+        session_ended: Callable[[str], None]
+
+
+__all__ = ["HOOKS", "discard", "hooked"]
+
+HOOKS: Mapping[str, str] = {
+    "validate_host": "address",
+    "validate_helo": "name",
+    "validate_sender": "mailbox",
+    "validate_recipient": "mailbox",
+    "validate_data": "sender, recipients",
+    "deliver": "sender, recipients, data",
+    "deliver_message": "message, sender, recipients",
+    "deliver_envelope": "envelope",
+    "open_sink": "envelope",
+    "verify": "text",
+    "expand": "text",
+    "session_ended": "reason",
+}
+"""Name of each hook -> its arguments. The lists never grow: context is on the handler."""
+
+DELIVERIES = ("deliver_envelope", "deliver_message", "deliver")
+"""The hooks that take a message: one of them is needed. The first that a class has is called."""
+
+
+def discard(sender: Mailbox, recipients: List[Mailbox], data: bytes) -> None:
+    """Take each message and keep none: ``SMTPServer(address, deliver=smtpd_sync.discard)``."""
+
+
+def hooked(base: Type[SMTPHandler], hooks: Mapping[str, Any]) -> Type[SMTPHandler]:
+    """Make a subclass of ``base`` whose methods are ``hooks``; ``ValueError`` if one cannot be."""
+    methods: Dict[str, Any] = {}
+    for name, hook in hooks.items():
+        if name not in HOOKS:
+            raise ValueError(f"{name!r} is no hook; the hooks are: {', '.join(HOOKS)}")
+        if name == "deliver" and not callable(hook):
+            methods.update(_battery_methods(hook))
+        elif not callable(hook):
+            raise ValueError(f"{name}= takes a callable, not {hook!r}")
+        else:
+            methods[name] = staticmethod(hook)
+    return type(base.__name__, (base,), {"__doc__": base.__doc__, **methods}) if methods else base
+
+
+def _battery_methods(battery: Any) -> Dict[str, Any]:
+    names = [name for name in HOOKS if callable(getattr(battery, name, None))]
+    if not any(name in DELIVERIES for name in names):
+        raise ValueError(
+            f"deliver= takes a callable, or an object with a method {' or '.join(DELIVERIES)}; "
+            f"{battery!r} is neither"
+        )
+
+    def attach(self: SMTPHandler) -> None:
+        self.battery = battery.attach(self) if hasattr(battery, "attach") else battery
+
+    def method(name: str) -> Callable[..., Any]:
+        def call(self: SMTPHandler, *arguments: Any) -> Any:
+            return getattr(self.battery, name)(*arguments)
+
+        call.__name__ = name
+        return call
+
+    return {**{name: method(name) for name in names}, "attach_battery": attach}
+
+
+def delivery_of(handler: Type[SMTPHandler], base: Type[SMTPHandler]) -> Optional[str]:
+    """Name the delivery hook of a handler class, that of its most derived class if it has two."""
+    for cls in handler.__mro__:
+        if cls is base:
+            return None
+        for name in DELIVERIES:
+            if name in vars(cls):
+                return name
+    return None
+
+
+def verdict(name: str, result: object, accepted: Reply, refused: Reply) -> Reply:
+    """Turn what a ``validate_*`` hook gave into a reply; ``TypeError`` for what means nothing."""
+    if result is None or result is True:
+        return accepted
+    if result is False:
+        return refused
+    if isinstance(result, Reply) and result.code // 100 in (2, 4, 5):
+        return result
+    raise TypeError(f"{name} must give None, True, False or a Reply of 2yz, 4yz or 5yz: {result!r}")
+
+
+def receipt(name: str, result: object, accepted: Reply, refused: Reply) -> Reply:
+    """As `verdict`, for the hooks that may also give the text of a 250."""
+    if isinstance(result, str):
+        return Reply(250, result, accepted.status if accepted.code == 250 else None)
+    return verdict(name, result, accepted, refused)

@@ -1,0 +1,60 @@
+"""Every number of the server in one place.
+
+A limit bounds what a client may ask of us; what happens beyond it is the reply beside it. Sources:
+RFC 5321 4.5.3 (sizes and time-outs), and the defaults of Postfix where the RFC names none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+__all__ = ["DEFAULT_LIMITS", "Limits"]
+
+
+class Limits(NamedTuple):
+    """What one client may take. Octets, seconds or counts; ``None`` is "no limit" where allowed.
+
+    Change some and keep the rest: ``Limits(message_size=1_000_000, recipients=100)``.
+    """
+
+    message_size: Optional[int] = 33_554_432
+    """Octets of mail data (RFC 1870). Beyond it 552 5.3.4; at four times this, 421 and close."""
+    recipients: int = 1_000
+    """Recipients of one message (RFC 5321 4.5.3.1.8 asks for 100). Beyond it 452 4.5.3."""
+    command_line: int = 512
+    """Octets of a command line with its CRLF, to which each extension adds (4.5.3.1.4).
+    500 5.5.2."""
+    text_line: Optional[int] = None
+    """Octets of a line of mail data with its CRLF (4.5.3.1.6 asks for 1,000). 500 5.6.0 if set."""
+    command_timeout: float = 300.0
+    """Seconds for the client to send a whole command (4.5.3.2.7). 421 4.4.2 and close."""
+    handshake_timeout: float = 60.0
+    """Seconds for a whole TLS handshake. Close without a word."""
+    data_rate: int = 500
+    """Octets a second that win mail data more time; ``command_timeout`` is the most it can win."""
+    errors: int = 20
+    """Commands refused with 5yz since the last delivered message. 421 4.7.0 and close."""
+    junk_commands: int = 100
+    """Commands that bring no mail (NOOP, RSET, EHLO, VRFY ...) since the last delivered message.
+    421 4.7.0 and close."""
+    connections: int = 1_000
+    """Sessions at a time, at most half of what RLIMIT_NOFILE allows. 421 without a thread."""
+
+    def check(self) -> Limits:
+        """Give these limits back, or raise ``ValueError`` for a number that cannot be one."""
+        optional = {"message_size", "text_line"}
+        for name, value in self._asdict().items():
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"limits: {name} must be a positive number, not {value!r}")
+        if self.command_line < 512:
+            raise ValueError(
+                "limits: command_line must be at least 512 octets (RFC 5321 4.5.3.1.4)"
+            )
+        if self.text_line is not None and self.text_line < 1000:
+            raise ValueError("limits: text_line must be at least 1000 octets (RFC 5321 4.5.3.1.6)")
+        return self
+
+
+DEFAULT_LIMITS = Limits()

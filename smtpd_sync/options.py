@@ -1,0 +1,120 @@
+"""The options of a server, as one table.
+
+Keywords of `SMTPServer`, its class attributes, `configure`, the command line and the README's table
+all come from here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Tuple
+
+from .data import BARE_NEWLINE_RULES
+from .limits import DEFAULT_LIMITS, Limits
+from .syntax import is_domain
+
+__all__ = ["OPTIONS", "Option", "check_options"]
+
+
+class Option(NamedTuple):
+    """A row: an option's name, its default, what checks a value, and what it is for."""
+
+    name: str
+    default: Any
+    check: Callable[[Any], Any]
+    """Gives the value as it is kept; ``ValueError`` says what is wrong with it."""
+    help: str
+    choices: Tuple[str, ...] = ()
+    """The values it takes, where they can be listed."""
+
+
+def _hostname(value: Any) -> str:
+    if value and not (isinstance(value, str) and value.isascii() and is_domain(value)):
+        raise ValueError(f"not a domain or an address literal (RFC 5321 2.3.5): {value!r}")
+    return value or ""
+
+
+_LINE = re.compile(r"[ -~]*\Z")
+
+
+def _line(value: Any) -> str:
+    if not isinstance(value, str) or not _LINE.match(value):
+        raise ValueError(f"not one line of printable ASCII: {value!r}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"True or False, not {value!r}")
+    return value
+
+
+def _one_of(*values: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in values:
+            raise ValueError(f"one of {', '.join(map(repr, values))}, not {value!r}")
+        return str(value)
+
+    return check
+
+
+def _domains(value: Any) -> Tuple[str, ...]:
+    if isinstance(value, str):
+        raise ValueError(f"a sequence of domains, not the text {value!r}")
+    return tuple(_hostname(domain).lower().rstrip(".") for domain in value)
+
+
+def _limits(value: Any) -> Limits:
+    if not isinstance(value, Limits):
+        raise ValueError(f"a Limits, not {value!r}")
+    return value.check()
+
+
+def _tls(value: Any) -> Any:
+    if value is None or callable(value) or hasattr(value, "wrap_bio"):
+        return value
+    if isinstance(value, tuple) and len(value) == 2:
+        return value
+    raise ValueError(
+        f"an SSLContext, a (certfile, keyfile) pair or a callable that gives a context: {value!r}"
+    )
+
+
+OPTIONS: Dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option("hostname", "", _hostname, "our name; the machine's where empty"),
+        Option("banner", "ESMTP", _line, "text of the greeting, behind the name"),
+        Option("tls", None, _tls, "context, (certfile, keyfile) or callable; offers STARTTLS"),
+        Option("implicit_tls", False, _flag, "TLS from the first octet (RFC 8314)"),
+        Option("require_tls", False, _flag, "530 to all that needs STARTTLS first"),
+        Option(
+            "strict", False, _flag, "the grammar to the letter: no space after FROM:, no bare a@b"
+        ),
+        Option("strict_pipelining", True, _flag, "554 to input before its turn (RFC 2920)"),
+        Option(
+            "bare_newline",
+            "normalize",
+            _one_of(*BARE_NEWLINE_RULES),
+            "what to do with a lone CR or LF in mail data",
+            BARE_NEWLINE_RULES,
+        ),
+        Option("local_domains", (), _domains, "domains whose postmaster is always accepted"),
+        Option("limits", DEFAULT_LIMITS, _limits, "a Limits(...)"),
+        Option("trace", True, _flag, "put a Received field before each message"),
+    )
+}
+
+
+def check_options(values: Mapping[str, Any]) -> Dict[str, Any]:
+    """Give the values as they are kept; ``ValueError`` names the option and what it takes."""
+    checked = {}
+    for name, value in values.items():
+        if name not in OPTIONS:
+            raise ValueError(f"unknown option {name!r}; the options are: {', '.join(OPTIONS)}")
+        try:
+            checked[name] = OPTIONS[name].check(value)
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(text if text.startswith(f"{name}:") else f"{name}: {text}") from None
+    return checked

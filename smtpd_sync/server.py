@@ -1,0 +1,357 @@
+"""The server: listens, gives each client a thread and a handler, reaps the late, stops in order.
+
+Knows sockets and threads; what is said on a connection is the handler's and the session's.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import socketserver
+import threading
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Set, Tuple, Type, Union
+
+from . import reply as replies
+from .connection import Connection
+from .handler import SMTPHandler
+from .hooks import HOOKS, hooked
+from .limits import DEFAULT_LIMITS, Limits
+from .listening import listen, own_name, within_descriptors
+from .options import OPTIONS, check_options
+from .rules import rules
+from .syntax import Mailbox
+
+if TYPE_CHECKING:
+    import ssl
+
+    from .tls import TLSSetting
+
+__all__ = ["SMTPServer"]
+
+log = logging.getLogger("smtpd_sync")
+
+REAPER_PERIOD = 0.5
+PAUSE = 0.1  # after accept() failed for want of descriptors
+FAREWELL = 1.0  # for threads whose connection was cut at the deadline
+
+Address = Tuple[str, int]
+
+
+class SMTPServer(socketserver.ThreadingTCPServer):
+    """An SMTP server with one thread for each connection.
+
+    ``address`` is ``(host, port)``; the socket is bound and listening when the constructor returns.
+    ``options`` are those of the table `smtpd_sync.options.OPTIONS`; each is also a class attribute,
+    of the server or of the handler, that a subclass may set. ``hooks`` are callables named after
+    the methods of `SMTPHandler`. Raises ``ValueError`` for an option or hook that cannot be, and
+    ``OSError`` for an address that cannot be bound.
+    """
+
+    hostname: str = ""
+    banner: str = "ESMTP"
+    tls: Optional[TLSSetting] = None
+    implicit_tls: bool = False
+    require_tls: bool = False
+    strict: bool = False
+    strict_pipelining: bool = True
+    bare_newline: str = "normalize"
+    local_domains: Tuple[str, ...] = ()
+    limits: Limits = DEFAULT_LIMITS
+    trace: bool = True
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(
+        self,
+        address: Union[Address, Tuple[str, int, int, int]],
+        handler: Type[SMTPHandler] = SMTPHandler,
+        **options: Any,
+    ) -> None:
+        self._handler = handler
+        self._hooks: Dict[str, Any] = {}
+        self._context: Optional[ssl.SSLContext] = None
+        self._set_up(options)
+        self._sessions: Set[Connection] = set()
+        self._threads: Set[threading.Thread] = set()
+        self._change = threading.Condition()
+        self._serving: Optional[threading.Thread] = None
+        self._deadline = float("inf")
+        self._over = threading.Event()
+        self.stopping = False
+        """Whether `stop` was called."""
+        host, port = address[:2]
+        listener = listen(host, port)
+        handler_class: Any = self.RequestHandlerClass
+        socketserver.BaseServer.__init__(self, listener.getsockname(), handler_class)
+        self.socket = listener
+        self.address_family = listener.family
+        self.server_address = listener.getsockname()
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_sender.setblocking(False)
+
+    # -- options -----------------------------------------------------------------------------
+
+    def configure(self, **options: Any) -> None:
+        """Set options and hooks, for the connections to come; as the constructor does."""
+        self._set_up(options)
+
+    def _set_up(self, options: Mapping[str, Any]) -> None:
+        hooks = {name: value for name, value in options.items() if name in HOOKS}
+        unknown = [name for name in options if name not in HOOKS and name not in OPTIONS]
+        if unknown:
+            raise ValueError(
+                f"unknown option {unknown[0]!r}; the options are: {', '.join(OPTIONS)}; "
+                f"the hooks are: {', '.join(HOOKS)}"
+            )
+        values = {name: getattr(self._handler, name, getattr(self, name)) for name in OPTIONS}
+        values.update({name: vars(self)[name] for name in OPTIONS if name in vars(self)})
+        values.update({name: value for name, value in options.items() if name in OPTIONS})
+        values = check_options(values)
+        hooks = {n: hook for n, hook in {**self._hooks, **hooks}.items() if hook is not None}
+        handler = hooked(self._handler, hooks)
+        if handler.delivery is None:
+            raise ValueError(
+                "nothing would take the mail: give deliver=, or override deliver in the handler; "
+                "deliver=smtpd_sync.discard takes it and keeps none"
+            )
+        context = None
+        if values["tls"] is not None:
+            from .tls import context_of
+
+            context = context_of(values["tls"])
+        elif values["implicit_tls"] or values["require_tls"]:
+            raise ValueError("implicit_tls and require_tls need tls=, a certificate to serve with")
+        values["hostname"] = values["hostname"] or own_name()
+        values["limits"] = within_descriptors(values["limits"], "limits" in options)
+        self._hooks = hooks
+        self._context = context
+        vars(self).update(values)
+        self.RequestHandlerClass = handler
+        self._postmasters = {
+            "postmaster",
+            *(f"postmaster@{name}" for name in (self.hostname.lower(), *self.local_domains)),
+        }
+        self.rules = rules(
+            self.limits,
+            starttls=context is not None and not self.implicit_tls,
+            require_tls=self.require_tls,
+            strict=self.strict,
+            strict_pipelining=self.strict_pipelining,
+            bare_newline=self.bare_newline,
+        )
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Give the context for the next handshake."""
+        assert self._context is not None, "STARTTLS is offered only where there is one"
+        return self._context
+
+    def is_postmaster(self, mailbox: Mailbox) -> bool:
+        """Tell whether RFC 5321 4.5.1 has us take mail for ``mailbox`` whatever a hook says."""
+        return mailbox.lower() in self._postmasters
+
+    # -- where it listens --------------------------------------------------------------------
+
+    @property
+    def address(self) -> Address:
+        """``(host, port)`` where it listens; the port is the real one where 0 was asked for."""
+        host, port = self.server_address[:2]
+        return str(host), int(port)
+
+    @property
+    def port(self) -> int:
+        """The port of `address`."""
+        return self.address[1]
+
+    # -- serving -----------------------------------------------------------------------------
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve until `stop`, or an exception such as ``KeyboardInterrupt``; then drain.
+
+        ``poll_interval`` is that of ``socketserver`` and not needed: nothing is polled.
+        """
+        with self._change:
+            current = threading.current_thread()
+            if self._serving not in (None, current) or self._over.is_set():
+                raise RuntimeError("a server serves once; make a new one")
+            self._serving = current
+        reaper = threading.Thread(target=self._reap, name="smtpd-reaper", daemon=True)
+        reaper.start()
+        try:
+            self._accept()
+        finally:
+            self.stopping = True
+            self._deadline = min(self._deadline, monotonic() + 10)
+            try:
+                self._drain()
+            finally:
+                self._close()
+
+    def start(self) -> SMTPServer:
+        """Serve in a background thread; give the server back."""
+        thread = threading.Thread(target=self.serve_forever, name="smtpd-accept", daemon=True)
+        with self._change:
+            if self._serving is not None or self._over.is_set():
+                raise RuntimeError("a server serves once; make a new one")
+            self._serving = thread
+        thread.start()
+        return self
+
+    def stop(self, timeout: float = 10) -> None:
+        """Stop: refuse new clients, say 421 to idle ones, let transactions and deliveries end.
+
+        What lives after ``timeout`` seconds is cut off. Returns when all is over; but called in a
+        hook, a signal handler or the serving thread it only asks for it, and `serve_forever`
+        drains before it returns. A second call can only shorten the time.
+        """
+        self._deadline = min(self._deadline, monotonic() + timeout)
+        self.stopping = True
+        self._wake()
+        current = threading.current_thread()
+        if self._serving is None:
+            self._close()
+        elif current is not self._serving and current not in self._threads:
+            self._over.wait()
+
+    def __enter__(self) -> SMTPServer:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.stop()
+
+    def shutdown(self) -> None:
+        """As `stop`: the name that ``socketserver`` has for it."""
+        self.stop()
+
+    def server_close(self) -> None:
+        """As `stop`: ``socketserver`` would wait for an idle client for ever."""
+        self.stop()
+
+    def _accept(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            self.socket.setblocking(False)
+            selector.register(self.socket, selectors.EVENT_READ)
+            selector.register(self._wake_receiver, selectors.EVENT_READ)
+            while not self.stopping:
+                for key, _ in selector.select():
+                    if key.fileobj is self.socket:
+                        self._accept_waiting()
+
+    def _accept_waiting(self) -> None:
+        """Take all clients that wait."""
+        while not self.stopping:
+            try:
+                request, address = self.get_request()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # Out of descriptors, or the client has gone: neither ends the server.
+                log.error("accept failed: %s", error)
+                self._over.wait(PAUSE)
+                return
+            if not self.verify_request(request, address):
+                request.close()
+            elif len(self._threads) >= self.limits.connections:
+                self._turn_away(request)
+            else:
+                self.process_request(request, address)
+
+    def _turn_away(self, request: socket.socket) -> None:
+        """Say 421 to a client that gets no thread, and do not wait for it."""
+        log.warning("too many connections: a client was turned away")
+        request.setblocking(False)
+        try:
+            request.send(replies.TOO_BUSY.render(extended=False))
+        except OSError:
+            pass  # it need not listen
+        request.close()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start the thread of a connection."""
+        thread = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=True
+        )
+        with self._change:
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.error("no thread for a client: %s", error)
+            with self._change:
+                self._threads.discard(thread)
+            self._turn_away(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one client, in its thread."""
+        try:
+            request.setblocking(True)
+            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.finish_request(request, client_address)
+        except Exception:
+            log.exception("a session failed")
+        finally:
+            request.close()
+            with self._change:
+                self._threads.discard(threading.current_thread())
+                self._change.notify_all()
+
+    def session_started(self, handler: Connection) -> None:
+        """Called by a handler when it begins."""
+        self._sessions.add(handler)
+
+    def session_over(self, handler: Connection) -> None:
+        """Called by a handler when it has ended."""
+        self._sessions.discard(handler)
+
+    # -- deadlines and the end ---------------------------------------------------------------
+
+    def _reap(self) -> None:
+        """End the waits whose deadline has passed; one thread for all sessions."""
+        limits = self.limits
+        period = min(REAPER_PERIOD, limits.command_timeout / 4, limits.handshake_timeout / 4)
+        while not self._over.wait(period):
+            now = monotonic()
+            for handler in list(self._sessions):
+                if handler.deadline < now:
+                    handler.expire()
+
+    def _drain(self) -> None:
+        """Wait for the sessions to end, until the deadline; then cut them off."""
+        self.socket.close()
+        for handler in list(self._sessions):
+            handler.stop()
+        if not self._wait_for_threads():
+            log.warning("stop: %d sessions are cut off", len(self._sessions))
+            for handler in list(self._sessions):
+                handler.abort()
+            self._deadline = monotonic() + FAREWELL
+            self._wait_for_threads()
+
+    def _wait_for_threads(self) -> bool:
+        with self._change:
+            while self._threads:
+                left = self._deadline - monotonic()
+                if left <= 0:
+                    return False
+                self._change.wait(min(left, REAPER_PERIOD))  # the deadline may be shortened
+        return True
+
+    def _wake(self) -> None:
+        try:
+            self._wake_sender.send(b"\0")
+        except OSError:
+            pass  # it is awake, or over
+
+    def _close(self) -> None:
+        self.socket.close()
+        self._over.set()
+        self._wake_receiver.close()
+        self._wake_sender.close()

@@ -1,0 +1,155 @@
+"""The grammar of RFC 5321 4.1.2 and 4.1.3, widened by RFC 6531 3.3, as regular expressions.
+
+Each pattern has the name of its production. Knows text only: nothing of commands or sessions.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, Optional
+
+__all__ = ["Mailbox"]
+
+# UTF8-non-ascii (RFC 6531 3.3), less the C1 controls and the Unicode line separators, which
+# would be line ends to some reader of a header or a log.
+UTF8_NON_ASCII = "\u00a0-\u2027\u202a-\U0010ffff"
+LET_DIG = f"[A-Za-z0-9{UTF8_NON_ASCII}]"
+LDH_STR = f"[A-Za-z0-9{UTF8_NON_ASCII}-]"
+ATEXT = f"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{UTF8_NON_ASCII}-]"
+ATOM = f"{ATEXT}+"
+DOT_STRING = rf"{ATOM}(?:\.{ATOM})*"
+QUOTED_STRING = rf'"(?:[ !#-\[\]-~{UTF8_NON_ASCII}]|\\[ -~])*"'
+LOCAL_PART = f"(?:{DOT_STRING}|{QUOTED_STRING})"
+SUB_DOMAIN = f"{LET_DIG}(?:{LDH_STR}{{0,61}}{LET_DIG})?"
+DOMAIN = rf"{SUB_DOMAIN}(?:\.{SUB_DOMAIN})*"
+SNUM = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+IPV4_ADDRESS = rf"{SNUM}(?:\.{SNUM}){{3}}"
+ADDRESS_LITERAL = r"\[[!-Z^-~]+\]"
+A_D_L = f"@{DOMAIN}(?:,@{DOMAIN})*:"  # a source route
+
+DOMAIN_LENGTH = 255  # octets, RFC 5321 4.5.3.1.2
+
+_DOT_STRING = re.compile(DOT_STRING)
+_QUOTED_PAIR = re.compile(r"\\(.)")
+_IPV4_LITERAL = re.compile(rf"\[{IPV4_ADDRESS}\]")
+_GENERAL_LITERAL = re.compile(r"\[([A-Za-z0-9-]*[A-Za-z0-9]):([!-Z^-~]+)\]")
+# Windows machines greet with an underscore in their name; every MTA lets them in.
+_LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_GREETING_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_STRICT_DOMAIN = re.compile(DOMAIN)
+
+
+class PathGrammar(NamedTuple):
+    """The patterns of one verb's argument. Groups: ``local``, ``domain``, ``parameters``."""
+
+    common: re.Pattern[str]
+    full: re.Pattern[str]
+
+
+def path_grammar(keyword: str, special: str, strict: bool) -> PathGrammar:
+    """Make the patterns of ``FROM:`` or ``TO:``, a path and its parameters (RFC 5321 4.1.1.2, 3).
+
+    ``special`` is the path without a mailbox that the verb knows: ``<>`` or ``<postmaster>``.
+    Where not ``strict``, a space after the colon, missing angle brackets and a dot after the
+    domain are forgiven, as every MTA does.
+    """
+    forgiven = "" if strict else "?"
+    space, dot = ("", "") if strict else (" *", r"\.?")
+    mailbox = rf"(?P<local>{LOCAL_PART})@(?P<domain>(?:{DOMAIN}{dot}|{ADDRESS_LITERAL}))"
+    path = rf"(?P<open><){forgiven}(?:{A_D_L})?{mailbox}(?(open)>)"
+    rest = r"(?: +(?P<parameters>.*))?\Z"
+    common = rf"{keyword}:<(?P<local>{DOT_STRING})@(?P<domain>{DOMAIN})>{rest}"
+    return PathGrammar(
+        re.compile(common, re.IGNORECASE),
+        re.compile(rf"{keyword}:{space}(?:{special}|{path}){rest}", re.IGNORECASE),
+    )
+
+
+def is_domain(text: str, strict: bool = False) -> bool:
+    """Tell whether ASCII ``text`` may stand in HELO and EHLO: a domain or an address literal."""
+    if text.startswith("["):
+        return literal(text) is not None
+    pattern = _STRICT_DOMAIN if strict else _GREETING_DOMAIN
+    return len(text) <= DOMAIN_LENGTH and pattern.fullmatch(text) is not None
+
+
+def literal(text: str) -> Optional[str]:
+    """Give an address literal in its one spelling, or ``None`` if it is none (RFC 5321 4.1.3)."""
+    if _IPV4_LITERAL.fullmatch(text):
+        return text
+    general = _GENERAL_LITERAL.fullmatch(text)
+    if general is None:
+        return None
+    tag, content = general.groups()
+    if tag.lower() != "ipv6":
+        return f"[{tag.lower()}:{content}]"
+    import ipaddress
+
+    try:
+        address = ipaddress.IPv6Address(content)
+    except ValueError:
+        return None
+    return None if "%" in content else f"[IPv6:{address.compressed}]"
+
+
+class Mailbox(str):
+    """A mailbox as text: local part minimally quoted, domain in lower case without a last dot.
+
+    ``.local`` and ``.domain`` are its parts, unquoted; ``.original`` is the text as it was sent.
+    Two spellings of one mailbox compare equal. The null reverse-path is ``""``, ``<postmaster>``
+    is ``"postmaster"`` with the domain ``""``.
+    """
+
+    __slots__ = ("domain", "local", "original")
+
+    local: str
+    domain: str
+    original: str
+
+    def __new__(cls, local: str = "", domain: str = "", original: Optional[str] = None) -> Mailbox:
+        """Make a mailbox of an unquoted local part and a domain; neither is checked here."""
+        if not domain.startswith("["):
+            domain = domain.lower()
+            if domain.endswith("."):
+                domain = domain[:-1]
+        text = local
+        if domain:
+            if not _DOT_STRING.fullmatch(local):
+                quoted = local.replace("\\", "\\\\").replace('"', '\\"')
+                text = f'"{quoted}"'
+            text = f"{text}@{domain}"
+        self = str.__new__(cls, text)
+        self.local = local
+        self.domain = domain
+        self.original = text if original is None else original
+        return self
+
+    @classmethod
+    def parse(cls, text: str) -> Mailbox:
+        """Read ``local@domain``; ``ValueError`` if RFC 5321 4.1.2 does not allow it."""
+        match = _MAILBOX.fullmatch(text)
+        mailbox = match and mailbox_of(match)
+        if not mailbox:
+            raise ValueError(f"{text!r} is no mailbox (RFC 5321 4.1.2)")
+        return mailbox
+
+
+_MAILBOX = re.compile(
+    rf"(?P<local>{LOCAL_PART})@(?P<domain>(?:{DOMAIN}\.?|{ADDRESS_LITERAL}))", re.IGNORECASE
+)
+
+
+def mailbox_of(match: re.Match[str]) -> Optional[Mailbox]:
+    """Make the mailbox of the groups ``local`` and ``domain``; ``None`` if the domain cannot be."""
+    local, domain = match["local"], match["domain"]
+    original = f"{local}@{domain}"
+    if local.startswith('"'):
+        local = _QUOTED_PAIR.sub(r"\1", local[1:-1])
+    if domain.startswith("["):
+        spelled = literal(domain)
+        if spelled is None:
+            return None
+        return Mailbox(local, spelled, original)
+    if len(domain.encode()) > DOMAIN_LENGTH:
+        return None
+    return Mailbox(local, domain, original)
