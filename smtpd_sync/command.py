@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 from . import reply
 from .envelope import NO_PARAMETERS, Parameters
 from .reply import Reject, Reply
-from .syntax import UTF8_NON_ASCII, Mailbox, PathGrammar, is_domain, mailbox_of, path_grammar
+from .syntax import CONTROL, Mailbox, PathGrammar, is_domain, mailbox_of, path_grammar
 
 __all__ = ["PARAMETERS", "VERBS", "Command", "Parameter", "parse_argument"]
 
@@ -63,7 +63,7 @@ def parameter_table(extensions: Mapping[str, str]) -> ParameterTable:
     return {(row.verb, row.keyword): row for row in rows}
 
 
-_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~{UTF8_NON_ASCII}]+))?")
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\x00-\x20=\x7f-\x9f]+))?")
 
 
 def parse_parameters(verb: str, text: str, table: ParameterTable) -> Parameters:
@@ -187,16 +187,13 @@ VERBS: Dict[str, Verb] = {
 }
 
 
-_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
-
-
 def parse_argument(verb: str, octets: bytes, grammar: Grammar) -> Command:
     """Read the argument of ``verb``, the octets behind its space; ``Reject`` with 501 or 5xx."""
     try:
         argument = octets.decode()
     except UnicodeDecodeError:
         raise Reject(*reply.BAD_OCTETS) from None
-    # isprintable() is quick and sees every control character, and more than those.
-    if not argument.isprintable() and _CONTROL.search(argument):
+    # isprintable() is quick, and sees every control character and more than those.
+    if not argument.isprintable() and CONTROL.search(argument):
         raise Reject(*reply.BAD_OCTETS)
     return VERBS[verb].parse(verb, argument, grammar)

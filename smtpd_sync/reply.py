@@ -23,6 +23,7 @@ _TEXTS = {
     221: "Bye",
     250: "OK",
     252: "Cannot VRFY user, but will accept message and attempt delivery",
+    334: "",  # an empty challenge
     354: "Start mail input; end with <CRLF>.<CRLF>",
     421: "Service not available, closing transmission channel",
     450: "Requested mail action not taken: mailbox unavailable",

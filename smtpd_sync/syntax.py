@@ -10,15 +10,14 @@ from typing import NamedTuple, Optional
 
 __all__ = ["Mailbox"]
 
-# UTF8-non-ascii (RFC 6531 3.3), less the C1 controls and the Unicode line separators, which
-# would be line ends to some reader of a header or a log.
-UTF8_NON_ASCII = "\u00a0-\u2027\u202a-\U0010ffff"
-LET_DIG = f"[A-Za-z0-9{UTF8_NON_ASCII}]"
-LDH_STR = f"[A-Za-z0-9{UTF8_NON_ASCII}-]"
-ATEXT = f"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{UTF8_NON_ASCII}-]"
+# The character classes say what is not in them: so they take in UTF8-non-ascii (RFC 6531 3.3), less
+# the C1 controls, and compile at once. (A class that lists the ranges of Unicode takes 10 ms.)
+LET_DIG = r"[^\x00-/:-@\[-`{-\x9f]"
+LDH_STR = r"[^\x00-,./:-@\[-`{-\x9f]"
+ATEXT = r'[^\x00-\x20"(),.:;<>@\[-\]\x7f-\x9f]'
 ATOM = f"{ATEXT}+"
 DOT_STRING = rf"{ATOM}(?:\.{ATOM})*"
-QUOTED_STRING = rf'"(?:[ !#-\[\]-~{UTF8_NON_ASCII}]|\\[ -~])*"'
+QUOTED_STRING = r'"(?:[^\x00-\x1f"\\\x7f-\x9f]|\\[ -~])*"'
 LOCAL_PART = f"(?:{DOT_STRING}|{QUOTED_STRING})"
 SUB_DOMAIN = f"{LET_DIG}(?:{LDH_STR}{{0,61}}{LET_DIG})?"
 DOMAIN = rf"{SUB_DOMAIN}(?:\.{SUB_DOMAIN})*"
@@ -28,6 +27,9 @@ ADDRESS_LITERAL = r"\[[!-Z^-~]+\]"
 A_D_L = f"@{DOMAIN}(?:,@{DOMAIN})*:"  # a source route
 
 DOMAIN_LENGTH = 255  # octets, RFC 5321 4.5.3.1.2
+
+# What ends a line or means something else than itself to some reader of a header or a log.
+CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 _DOT_STRING = re.compile(DOT_STRING)
 _QUOTED_PAIR = re.compile(r"\\(.)")
@@ -55,14 +57,20 @@ def path_grammar(keyword: str, special: str, strict: bool) -> PathGrammar:
     """
     forgiven = "" if strict else "?"
     space, dot = ("", "") if strict else (" *", r"\.?")
+    keyword, special = _any_case(keyword), _any_case(special)
     mailbox = rf"(?P<local>{LOCAL_PART})@(?P<domain>(?:{DOMAIN}{dot}|{ADDRESS_LITERAL}))"
     path = rf"(?P<open><){forgiven}(?:{A_D_L})?{mailbox}(?(open)>)"
     rest = r"(?: +(?P<parameters>.*))?\Z"
     common = rf"{keyword}:<(?P<local>{DOT_STRING})@(?P<domain>{DOMAIN})>{rest}"
     return PathGrammar(
-        re.compile(common, re.IGNORECASE),
-        re.compile(rf"{keyword}:{space}(?:{special}|{path}){rest}", re.IGNORECASE),
+        re.compile(common),
+        re.compile(rf"{keyword}:{space}(?:{special}|{path}){rest}"),
     )
+
+
+def _any_case(word: str) -> str:
+    # As re.IGNORECASE does, which takes its time over negated classes.
+    return "".join(f"[{c}{c.lower()}]" if c.isalpha() else c for c in word.upper())
 
 
 def is_domain(text: str, strict: bool = False) -> bool:
@@ -127,16 +135,14 @@ class Mailbox(str):
     @classmethod
     def parse(cls, text: str) -> Mailbox:
         """Read ``local@domain``; ``ValueError`` if RFC 5321 4.1.2 does not allow it."""
-        match = _MAILBOX.fullmatch(text)
+        match = None if CONTROL.search(text) else _MAILBOX.fullmatch(text)
         mailbox = match and mailbox_of(match)
         if not mailbox:
             raise ValueError(f"{text!r} is no mailbox (RFC 5321 4.1.2)")
         return mailbox
 
 
-_MAILBOX = re.compile(
-    rf"(?P<local>{LOCAL_PART})@(?P<domain>(?:{DOMAIN}\.?|{ADDRESS_LITERAL}))", re.IGNORECASE
-)
+_MAILBOX = re.compile(rf"(?P<local>{LOCAL_PART})@(?P<domain>(?:{DOMAIN}\.?|{ADDRESS_LITERAL}))")
 
 
 def mailbox_of(match: re.Match[str]) -> Optional[Mailbox]:
