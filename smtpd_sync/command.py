@@ -45,7 +45,7 @@ class Parameter(NamedTuple):
 
 
 def _value(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE)
+    return re.compile(pattern, re.IGNORECASE | re.ASCII)  # else a dotless i is an I
 
 
 PARAMETERS: Tuple[Parameter, ...] = (
@@ -117,7 +117,8 @@ def _path(
     if match["local"] is None:
         # The path without a mailbox: <> is the null one, <postmaster> has no domain.
         special = "" if verb == "MAIL" else "postmaster"
-        mailbox: Optional[Mailbox] = Mailbox(special, original=special and argument[4:14])
+        spelled = argument.partition("<")[2][: len(special)]
+        mailbox: Optional[Mailbox] = Mailbox(special, original=spelled)
     else:
         mailbox = mailbox_of(match)
         if mailbox is None:
@@ -152,7 +153,7 @@ def _anything(verb: str, argument: str, grammar: Grammar) -> Command:
     return Command(verb, argument)
 
 
-_UTF8_WANTED = re.compile(r" +SMTPUTF8\Z", re.IGNORECASE)
+_UTF8_WANTED = re.compile(r" +SMTPUTF8\Z", re.IGNORECASE | re.ASCII)
 
 
 def _string(verb: str, argument: str, grammar: Grammar) -> Command:

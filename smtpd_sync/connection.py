@@ -97,6 +97,14 @@ class Connection(socketserver.BaseRequestHandler):
     def finish(self) -> None:
         """Close the connection so that the last reply arrives, and tell the hook."""
         self.closing = True
+        session = self.session
+        log.info(
+            "session=%s peer=%s helo=%r end=%s",
+            session.id,
+            self.peer.address,
+            session.helo,
+            self.reason,
+        )
         try:
             self._close()
         except OSError:

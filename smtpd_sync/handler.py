@@ -131,6 +131,11 @@ class SMTPHandler(Connection):
     def answer(self, event: Command) -> Reply:
         """Decide on an event: the method ``do_`` and its verb, and what it raises."""
         self.command = event
+        reply = self._decide(event)
+        log.debug("session=%s %s %d", self.session.id, event.verb, reply.code)
+        return reply
+
+    def _decide(self, event: Command) -> Reply:
         try:
             reply: Reply = getattr(self, "do_" + event.verb)(event)
             return reply

@@ -44,8 +44,8 @@ class Reply:
     """One reply: ``code`` (200 to 599), ``text`` (its lines split by LF) and ``status``.
 
     ``status`` is an enhanced status code such as ``"5.1.1"`` whose class is the first digit of the
-    code (RFC 2034 4); without one it is ``X.0.0``. Raises ``ValueError`` for what RFC 5321 4.2
-    does not allow. Replies are compared by value and never change, so they can be shared.
+    code (RFC 2034 4); without one it is ``X.0.0``. Raises ``ValueError`` for what can be neither.
+    Replies are compared by value and never change, so they can be shared.
     """
 
     __slots__ = ("_bare", "_extended", "code", "status", "text")
@@ -126,6 +126,8 @@ class Disconnect(Exception):
     """Raised by a hook: answer, and close the connection. Default: 421 4.7.0."""
 
     def __init__(self, code: int = 421, text: str = "", status: Optional[str] = None) -> None:
+        if code == 421:
+            status = status or "4.7.0"
         self.reply = Reply(code, text, status)
         super().__init__(code, self.reply.text, self.reply.status)
 

@@ -83,15 +83,20 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self._over = threading.Event()
         self.stopping = False
         """Whether `stop` was called."""
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_sender.setblocking(False)
         host, port = address[:2]
-        listener = listen(host, port)
+        try:
+            listener = listen(host, port)
+        except BaseException:
+            self._wake_receiver.close()
+            self._wake_sender.close()
+            raise
         handler_class: Any = self.RequestHandlerClass
         socketserver.BaseServer.__init__(self, listener.getsockname(), handler_class)
         self.socket = listener
         self.address_family = listener.family
         self.server_address = listener.getsockname()
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_sender.setblocking(False)
 
     # -- options -----------------------------------------------------------------------------
 
@@ -175,6 +180,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         """
         with self._change:
             current = threading.current_thread()
+            if self.stopping and self._serving is None:
+                return  # a signal came first
             if self._serving not in (None, current) or self._over.is_set():
                 raise RuntimeError("a server serves once; make a new one")
             self._serving = current

@@ -20,6 +20,15 @@ stopped = threading.Event()
 """Set while no server runs: before the first `start` and after `stop`."""
 stopped.set()
 
+
+class ModuleServer(SMTPServer):
+    """Sets `stopped` when all is over, also where `stop` could only ask for it."""
+
+    def _close(self) -> None:
+        super()._close()
+        stopped.set()
+
+
 _lock = threading.Lock()
 _settings: Dict[str, Any] = {}
 _server: Optional[SMTPServer] = None
@@ -73,8 +82,9 @@ def start(address: str = "127.0.0.1", port: int = 8025) -> SMTPServer:
         if _server is not None:
             raise RuntimeError(f"the server runs already, at {_server.address}; stop() it first")
         settings = {name: value for name, value in _settings.items() if value is not None}
-        _server = SMTPServer((address, port), **settings).start()
+        server = ModuleServer((address, port), **settings)
         stopped.clear()
+        _server = server.start()
         return _server
 
 
@@ -85,4 +95,3 @@ def stop(timeout: float = 10) -> None:
         server, _server = _server, None
     if server is not None:
         server.stop(timeout)
-        stopped.set()

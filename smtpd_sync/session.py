@@ -30,6 +30,7 @@ from .states import (
     OTHER_PROTOCOLS,
     OUT_OF_TURN,
     RCPT,
+    REFUSED,
     TLS_DUE,
     TLS_RECORD,
     TRANSITIONS,
@@ -92,7 +93,7 @@ class Session:
         self._gathering = False
         self._pending: Optional[Command] = None
         self._ended = False
-        self._skipping = False
+        self._skipped = b""  # the head of a line that is too long
         self._starved = False
         self._decoder: Optional[DataDecoder] = None
         self._size = 0
@@ -203,19 +204,20 @@ class Session:
             self._wait_for_line()
             return None
         self._position = end + 2
-        if self._skipping:
-            self._skipping = False
-            self._answer("", replies.LINE_TOO_LONG)
-            return None
-        word, _, octets = inbox[start:end].partition(b" ")
+        if self._skipped:
+            # However it came, a line that is too long is refused by what it begins with.
+            line, length, self._skipped = self._skipped, self.rules.longest_line, b""
+        else:
+            line, length = inbox[start:end], end - start
+        word, _, octets = line[: self.rules.longest_line].partition(b" ")
         verb = VERB_OF.get(word) or VERB_OF.get(word.upper().rstrip(b"\t"))
         if verb is None:
-            self._unknown(word.upper(), end - start)
+            self._unknown(word.upper(), length)
             return None
         if self._more_input and self._must_be_last(verb):
             self._hang_up(verb, replies.OUT_OF_SYNC)
             return None
-        refusal = self._refusal(verb, end - start)
+        refusal = self._refusal(verb, length)
         if refusal is None:
             try:
                 event = parse_argument(verb, octets.rstrip(b" \t"), self.rules.grammar)
@@ -232,13 +234,14 @@ class Session:
 
     def _wait_for_line(self) -> None:
         waiting = self._inbox[self._position :]
-        if waiting.startswith(TLS_RECORD) and not self._skipping:
+        if waiting.startswith(TLS_RECORD) and not self._skipped:
             self._hang_up("", replies.NOT_SMTP)
             return
         self._starved = True
-        if self._skipping or len(waiting) > self.rules.longest_line:
-            # Nothing of a line that is too long is run or kept, but for the CR of its CRLF.
-            self._skipping = True
+        if self._skipped or len(waiting) > self.rules.longest_line:
+            # Nothing of a line that is too long is run or kept, but for its head, by which it is
+            # refused, and the CR of its CRLF.
+            self._skipped = self._skipped or waiting[: self.rules.longest_line]
             self._inbox, self._position = b"\r" if waiting.endswith(b"\r") else b"", 0
 
     @property
@@ -255,6 +258,8 @@ class Session:
         rules = self.rules
         if length + 2 > rules.line_lengths[verb]:
             return replies.LINE_TOO_LONG
+        if self.state is REFUSED and verb != "QUIT":
+            return replies.BAD_SEQUENCE  # whatever it is (RFC 5321 3.1)
         if verb == "STARTTLS" and verb not in rules.keywords:
             return replies.NOT_IMPLEMENTED
         if rules.require_tls and self.tls is None and verb not in WITHOUT_TLS:

@@ -83,7 +83,7 @@ LAST: FrozenSet[str] = frozenset(VERBS) - GATHER - {"QUIT", "STARTTLS"}
 # Commands that bring no mail; too many of them end the session.
 JUNK: FrozenSet[str] = frozenset({"HELO", "EHLO", "RSET", "NOOP", "HELP", "VRFY", "EXPN"})
 # Before TLS, where it is required (RFC 3207 4).
-WITHOUT_TLS: FrozenSet[str] = frozenset({"HELO", "EHLO", "NOOP", "QUIT", "RSET", "STARTTLS"})
+WITHOUT_TLS: FrozenSet[str] = frozenset({"EHLO", "NOOP", "QUIT", "STARTTLS"})
 # Their replies carry no enhanced status code (RFC 2034 4).
 BARE: FrozenSet[str] = frozenset({"connection", "HELO", "EHLO"})
 # Verbs the RFCs know and we do not serve: 502, not 500 (RFC 5321 4.2.4).
