@@ -1,0 +1,344 @@
+"""The manual is true: its code runs, its commands are accepted, its tables are those of the code.
+
+A comment ``.. test: KIND [NAME]`` stands before a code block that needs more than to be read, and
+``.. table-name: NAME`` before a table that is compared.
+"""
+
+import email.parser
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import smtplib
+import ssl
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from support import DEADLINE, ROOT, Program
+
+from smtpd_sync import Limits, SMTPServer, __all__, hooks, reply
+from smtpd_sync.cli import parser
+from smtpd_sync.command import PARAMETERS, VERBS
+from smtpd_sync.options import OPTIONS
+from smtpd_sync.rules import rules
+
+README = (ROOT / "README.rst").read_text(encoding="utf-8")
+MESSAGE = "Subject: hi\r\n\r\nHello\r\n"
+SENDER, RECIPIENT = "ann@example.com", "bob@example.com"
+
+BLOCK = re.compile(
+    r"(?:^\.\. test: (?P<test>.+)\n\n)?"
+    r"^\.\. code-block:: (?P<language>\S+)\n\n"
+    r"(?P<code>(?:(?: {4}.*)?\n)+)",
+    re.MULTILINE,
+)
+TABLE = re.compile(
+    r"^\.\. table-name: (?P<name>\S+)\n\n(?P<ruler>=[= ]+)\n(?P<head>.+)\n(?P=ruler)\n"
+    r"(?P<rows>(?:.+\n)+?)(?P=ruler)\n",
+    re.MULTILINE,
+)
+
+# The blocks listen on a free port instead of theirs, and tell which.
+PREAMBLE = """\
+import smtpd_sync.service
+class Telling(smtpd_sync.SMTPServer):
+    def __init__(self, address, *arguments, **options):
+        super().__init__((address[0], 0), *arguments, **options)
+        print(f"listening on 127.0.0.1:{self.port}", flush=True)
+smtpd_sync.SMTPServer = smtpd_sync.service.SMTPServer = Telling
+"""
+
+# What the blocks that serve must answer at RCPT, beside taking mail for RECIPIENT.
+REFUSED = {
+    "quick": {"bogus-bob@example.com": (550, b"5.1.1 no such mailbox")},
+    "class": {"eve@example.com": (550, b"5.1.1 No such mailbox")},
+}
+GREETING = {"module": "my mail"}
+
+
+def blocks():
+    """Give (name of the test, its parts, language, code) of each code block."""
+    for match in BLOCK.finditer(README):
+        line = README.count("\n", 0, match.start("code")) + 1
+        parts = (match["test"] or "").split()
+        code = textwrap.dedent(match["code"]).strip("\n") + "\n"
+        yield f"line {line}", parts, match["language"], code
+
+
+BLOCKS = list(blocks())
+
+
+def of_kind(*kinds):
+    return [
+        pytest.param(parts[1:], code, id=" ".join([place, *parts]))
+        for place, parts, _, code in BLOCKS
+        if parts and parts[0] in kinds
+    ]
+
+
+def lone(kind):
+    """Give the code of the only block of a kind."""
+    ((_, code),) = (parameters.values for parameters in of_kind(kind))
+    return code
+
+
+def table(name):
+    """Give the rows of a table, each a list of cells; what is cut over lines is joined."""
+    (match,) = (m for m in TABLE.finditer(README) if m["name"] == name)
+    columns = [(m.start(), m.end()) for m in re.finditer("=+", match["ruler"])]
+    columns[-1] = (columns[-1][0], None)
+    rows = []
+    for line in match["rows"].splitlines():
+        cells = [line[start:end].strip() for start, end in columns]
+        if cells[0]:
+            rows.append(cells)
+        else:
+            rows[-1] = [f"{old} {new}".strip() for old, new in zip(rows[-1], cells)]
+    return rows
+
+
+def literals(cell):
+    return re.findall(r"``(.+?)``", cell)
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    """A directory of its own, with nothing but what the blocks say."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def certified(directory):
+    """The certificate that the manual makes, the way it makes it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    subprocess.run(lone("certificate"), shell=True, check=True, capture_output=True)
+    return directory
+
+
+# -- code ----------------------------------------------------------------------------------------
+
+
+def test_every_python_block_is_run_by_some_test():
+    kinds = {
+        parts[0] if parts else None for _, parts, language, _ in BLOCKS if language == "python"
+    }
+    assert kinds == {"run", "serve", "tls-client"}
+    assert len(BLOCKS) == README.count(".. code-block::") >= 18
+    assert README.count(".. test: ") == sum(bool(parts) for _, parts, _, _ in BLOCKS)
+
+
+@pytest.mark.parametrize(("name", "code"), of_kind("run"))
+def test_block_runs(name, code, directory):
+    (directory / "block.py").write_text(code, encoding="utf-8")
+    with Program("-W", "error", "block.py", cwd=directory) as program:
+        assert (program.finish(), program.errors) == (0, "")
+
+
+@pytest.mark.parametrize(("name", "code"), of_kind("serve"))
+def test_block_serves(name, code, directory, request):
+    name = name[0]
+    if name == "starttls":
+        request.getfixturevalue("certified")
+    (directory / "block.py").write_text(PREAMBLE + code, encoding="utf-8")
+    with Program("-u", "block.py", cwd=directory) as program:
+        with smtplib.SMTP("127.0.0.1", program.port(), timeout=DEADLINE) as client:
+            if name in GREETING:
+                assert program.line() == GREETING[name]
+            client.ehlo()
+            assert client.has_extn("starttls") == (name == "starttls")
+            for recipient, answer in REFUSED.get(name, {}).items():
+                client.mail(SENDER)
+                assert client.rcpt(recipient) == answer
+                client.rset()
+            assert client.sendmail(SENDER, [RECIPIENT], MESSAGE) == {}
+        program.signal(signal.SIGTERM)
+        status = program.finish()
+        assert status == (0 if name == "stop" else -signal.SIGTERM), program.errors
+        if "print(" in code:
+            assert f"{SENDER} ['{RECIPIENT}']" in program.remaining().decode()
+
+
+def test_client_of_the_manual_talks_tls(certified, serve, inbox):
+    server = serve(tls=("cert.pem", "key.pem"), require_tls=True, trace=False)
+    exec(lone("tls-client").replace("8025", str(server.port)), {})
+    assert inbox.wait() == [(SENDER, [RECIPIENT], MESSAGE.encode())]
+
+
+def test_implicit_tls_of_the_manual(certified, serve, inbox):
+    server = serve(tls=("cert.pem", "key.pem"), implicit_tls=True)
+    context = ssl.create_default_context(cafile="cert.pem")
+    with smtplib.SMTP_SSL("127.0.0.1", server.port, context=context) as client:
+        client.sendmail(SENDER, [RECIPIENT], MESSAGE)
+    assert inbox.wait()
+
+
+def test_dict_get_is_the_trap_that_the_manual_says(serve, connect):
+    users = {"bob@example.com": "Bob"}
+    client = connect(serve(validate_recipient=users.get))
+    client.hello()
+    client.ask("MAIL FROM:<a@x.example>")
+    assert client.ask("RCPT TO:<eve@example.com>").startswith("250 ")
+    assert client.ask("RCPT TO:<bob@example.com>").startswith("451 4.3.0 ")
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+def command_lines():
+    """Give the arguments of every ``python3 -m smtpd_sync`` of the manual."""
+    for place, _, language, code in BLOCKS:
+        for line in code.splitlines():
+            words = shlex.split(line, comments=True) if language == "sh" else []
+            if "smtpd_sync" in words:
+                start = words.index("smtpd_sync")
+                assert words[start - 1] == "-m"
+                yield pytest.param(words[start + 1 :], id=f"{place} {' '.join(words[start:])}")
+
+
+@pytest.mark.parametrize("arguments", list(command_lines()))
+def test_command_line_is_accepted(arguments, directory, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mymail", raising=False)
+    for parameters in of_kind("serve"):
+        parts, code = parameters.values
+        for name in parts[1:]:  # the block is that file
+            pathlib.Path(name).write_text(code, encoding="utf-8")
+    parser().parse_args(arguments)
+    sys.modules.pop("mymail", None)
+
+
+def test_handler_of_the_manual_serves_from_the_command_line(directory):
+    (code,) = (p.values[1] for p in of_kind("serve") if p.values[0][1:] == ["mymail.py"])
+    (directory / "mymail.py").write_text(code, encoding="utf-8")
+    command = ("-m", "smtpd_sync", "--handler", "mymail:Handler", "127.0.0.1:0")
+    with Program(*command, cwd=directory) as program:
+        with smtplib.SMTP("127.0.0.1", program.port(), timeout=DEADLINE) as client:
+            client.sendmail(SENDER, [RECIPIENT], MESSAGE)
+        program.signal(signal.SIGINT)
+        assert program.finish() == 0
+
+
+def test_the_two_commands_are_one_line_each():
+    for kind in ("start-command", "test-command"):
+        assert lone(kind).count("\n") == 1
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("line", lone("clients").splitlines(), ids=lambda line: line[:40])
+def test_client_line_sends(line, serve, inbox, directory):
+    for tool in ("swaks", "curl"):
+        if tool in line and shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    line = line.replace("8025", str(serve().port)).replace("python3", shlex.quote(sys.executable))
+    done = subprocess.run(line, shell=True, capture_output=True, timeout=DEADLINE)
+    assert done.returncode == 0, done
+    ((sender, recipients, data),) = inbox.wait()
+    assert (sender, recipients) == (SENDER, [RECIPIENT])
+    assert email.parser.BytesParser().parsebytes(data)["Subject"]
+
+
+def test_every_flag_is_in_the_manual():
+    flags = {flag for action in parser()._actions for flag in action.option_strings}
+    flags -= {"-h", "-v", "-q"}
+    assert {flag for flag in flags if f"``{flag}``" not in README} <= {"--handler", "--max-size"}
+    assert "--handler" in README
+    assert "--max-size" in README
+
+
+# -- tables --------------------------------------------------------------------------------------
+
+
+def test_hooks_are_those_of_the_code():
+    rows = [(literals(hook)[0], literals(arguments)[0]) for hook, arguments, *_ in table("hooks")]
+    assert rows == list(hooks.HOOKS.items())
+
+
+def test_hooks_refuse_as_the_manual_says():
+    replies = {
+        "validate_host": reply.HOST_REFUSED,
+        "validate_helo": reply.NAME_REFUSED,
+        "validate_sender": reply.SENDER_REFUSED,
+        "validate_recipient": reply.RECIPIENT_REFUSED,
+        "validate_data": reply.DATA_REFUSED,
+        **dict.fromkeys(hooks.DELIVERIES, reply.MESSAGE_REFUSED),
+        "open_sink": reply.NO_STORAGE,
+        "verify": reply.NO_VERIFY,
+        "expand": reply.NOT_IMPLEMENTED,
+    }
+    said = {literals(row[0])[0]: row[-1] for row in table("hooks")}
+    assert said.pop("session_ended") == "nothing"
+    assert said == {name: f"{each.code} {each.status}" for name, each in replies.items()}
+
+
+def test_options_are_those_of_the_code():
+    rows = {literals(name)[0]: literals(default)[0] for name, default, *_ in table("options")}
+    assert list(rows) == list(OPTIONS)
+    for name, default in rows.items():
+        assert eval(default, {"Limits": Limits}) == OPTIONS[name].default
+        assert eval(default, {"Limits": Limits}) == getattr(SMTPServer, name)
+
+
+def test_options_have_the_flags_that_the_manual_says():
+    flags = {action.dest: action.option_strings for action in parser()._actions}
+    flags.update(tls=flags["tls_cert"] + flags["tls_key"], limits=flags["max_size"])
+    for name, _, said, _ in table("options"):
+        assert literals(said) == flags[literals(name)[0]]
+
+
+def test_choices_are_in_the_manual():
+    for name, _, _, text in table("options"):
+        option = OPTIONS[literals(name)[0]]
+        for choice in option.choices:
+            assert choice == option.default or f'``"{choice}"``' in text
+
+
+def test_limits_are_those_of_the_code():
+    said = {}
+    for name, default, _ in table("limits"):
+        number = re.match(r"[0-9,]+", default)
+        said[literals(name)[0]] = int(number[0].replace(",", "")) if number else eval(default[2:-2])
+    assert said == Limits()._asdict()
+    assert list(said) == list(Limits._fields)
+
+
+def test_limits_are_answered_as_the_manual_says():
+    said = {literals(name)[0]: text for name, _, text in table("limits")}
+    for name, *replies in (
+        ("message_size", reply.MESSAGE_TOO_BIG, reply.FAR_TOO_BIG),
+        ("recipients", reply.TOO_MANY_RECIPIENTS),
+        ("command_line", reply.LINE_TOO_LONG),
+        ("text_line", reply.TEXT_LINE_TOO_LONG),
+        ("command_timeout", reply.TIMED_OUT),
+        ("data_rate", reply.TIMED_OUT),
+        ("errors", reply.TOO_MANY_ERRORS),
+        ("junk_commands", reply.TOO_MANY_COMMANDS),
+    ):
+        for each in replies:
+            assert f"{each.code} {each.status}" in said[name]
+
+
+def test_extensions_are_those_of_the_code():
+    rows = {literals(keyword)[0]: rfc for keyword, rfc, _ in table("extensions")}
+    assert list(rows) == list(rules(starttls=True).keywords)
+    for row in PARAMETERS:
+        assert rows[row.extension] == row.rfc
+
+
+def test_commands_are_those_of_the_code():
+    (line,) = re.findall(r"^Commands: (.+)\.$", README, re.MULTILINE)
+    assert line.split(", ") == list(VERBS)
+
+
+def test_public_names_are_in_the_manual():
+    untold = {name for name in __all__ if not re.search(rf"\b{name}\b", README)}
+    assert untold <= {"Envelope", "Peer", "Session", "TLS", "__version__"}
+
+
+def test_no_line_of_the_manual_is_wider_than_a_screen():
+    wide = [line for line in README.splitlines() if len(line) > 110 and line[:4].strip()]
+    assert wide == []
