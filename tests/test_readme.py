@@ -43,12 +43,12 @@ TABLE = re.compile(
 
 # The blocks listen on a free port instead of theirs, and tell which.
 PREAMBLE = """\
-import smtpd_sync.service
-class Telling(smtpd_sync.SMTPServer):
-    def __init__(self, address, *arguments, **options):
-        super().__init__((address[0], 0), *arguments, **options)
-        print(f"listening on 127.0.0.1:{self.port}", flush=True)
-smtpd_sync.SMTPServer = smtpd_sync.service.SMTPServer = Telling
+import smtpd_sync
+begin = smtpd_sync.SMTPServer.__init__
+def telling(self, address, *arguments, **options):
+    begin(self, (address[0], 0), *arguments, **options)
+    print(f"listening on 127.0.0.1:{self.port}", flush=True)
+smtpd_sync.SMTPServer.__init__ = telling
 """
 
 # What the blocks that serve must answer at RCPT, beside taking mail for RECIPIENT.
