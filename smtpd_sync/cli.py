@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
 
 
 def address(text: str) -> Tuple[str, int]:
@@ -56,8 +56,9 @@ def handler_class(text: str) -> Type[SMTPHandler]:
     sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"cannot import {text!r}: {error}") from None
+    except Exception as error:  # a module may raise anything
+        what = f"{type(error).__name__}: {error}"
+        raise argparse.ArgumentTypeError(f"cannot import {text!r}: {what}") from None
     if not (isinstance(found, type) and issubclass(found, SMTPHandler)):
         raise argparse.ArgumentTypeError(f"{text!r} is no subclass of smtpd_sync.SMTPHandler")
     return found

@@ -60,7 +60,8 @@ class Connection(socketserver.BaseRequestHandler):
         """Take the connection over from the server."""
         address, port = (*self.client_address, "", 0)[:2] if self.client_address else ("", 0)
         self.peer = Peer(address[7:] if address.startswith("::ffff:") else address, port)
-        self.session = Session(self.server.rules, self.peer)
+        self.settings = self.server.settings  # as they are now: configure() is for others
+        self.session = Session(self.settings.rules, self.peer)
         self.session.id = new_id()
         self.stream: Union[socket.socket, TLSStream] = self.request
         self.deadline = NEVER  # of what the thread waits for; the reaper ends the wait then
@@ -76,7 +77,7 @@ class Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         """Hold the conversation to its end."""
         session = self.session
-        if self.server.implicit_tls and not self._start_tls():
+        if self.settings.implicit_tls and not self._start_tls():
             return
         self._hear_early_talker()
         while (event := session.next_event()) is not END:
@@ -118,7 +119,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def receive(self) -> bytes:
         """Give what the client sends; ``b""`` at the end of input, or when it is to end."""
-        session, limits = self.session, self.server.limits
+        session, limits = self.session, self.settings.limits
         receiving_mail = session.state is State.DATA
         if self._command_due is None:
             self._command_due = monotonic() + limits.command_timeout
@@ -149,7 +150,7 @@ class Connection(socketserver.BaseRequestHandler):
         if not data:
             return
         self._command_due = None
-        self.deadline = monotonic() + self.server.limits.command_timeout
+        self.deadline = monotonic() + self.settings.limits.command_timeout
         try:
             self.stream.sendall(data)
         except OSError:
@@ -161,6 +162,8 @@ class Connection(socketserver.BaseRequestHandler):
 
     def expire(self) -> None:
         """The deadline has passed: end the wait, with a last word if the client may hear it."""
+        if self.deadline > monotonic():
+            return  # the wait has ended meanwhile
         if self.waiting and self.last_words is None:
             self.deadline = monotonic() + LINGER
             self._wake(replies.TIMED_OUT)
@@ -190,7 +193,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _hear_early_talker(self) -> None:
         """Let the session see what came before the greeting (RFC 5321 3.1)."""
-        if self.session.tls is None and self.server.strict_pipelining:
+        if self.session.tls is None and self.settings.strict_pipelining:
             self.request.setblocking(False)
             try:
                 early = self.request.recv(RECEIVE)
@@ -204,9 +207,9 @@ class Connection(socketserver.BaseRequestHandler):
         """Do the handshake; ``False`` if there is nobody to talk to any more."""
         from .tls import TLSStream
 
-        self.deadline = monotonic() + self.server.limits.handshake_timeout
+        self.deadline = monotonic() + self.settings.limits.handshake_timeout
         try:
-            stream = TLSStream(self.request, self.server.tls_context())
+            stream = TLSStream(self.request, self.settings.context)
             tls = stream.handshake()
         except OSError as error:
             log.info("%s: TLS handshake with %s failed: %s", self.session.id, self.peer, error)

@@ -106,7 +106,6 @@ class SMTPHandler(Connection):
         self._sink: Optional[IO[bytes]] = None
         self._sink_fault: Optional[Reply] = None
         self._traced = False
-        self.attach_battery()
 
     def attach_battery(self) -> None:
         """Get what serves this connection from the battery, where there is one."""
@@ -151,19 +150,20 @@ class SMTPHandler(Connection):
 
     def do_connection(self, event: Command) -> Reply:
         """Greet, or refuse the host (RFC 5321 3.1)."""
-        greeting = Reply(220, f"{self.server.hostname} {self.server.banner}".rstrip())
+        self.attach_battery()
+        greeting = Reply(220, f"{self.settings.hostname} {self.settings.banner}".rstrip())
         allowed = self.validate_host(self.peer.address)
         return verdict("validate_host", allowed, greeting, replies.HOST_REFUSED)
 
     def do_HELO(self, event: Command) -> Reply:
         """Answer with our name (RFC 5321 4.1.1.1)."""
-        hello = Reply(250, self.server.hostname)
+        hello = Reply(250, self.settings.hostname)
         allowed = self.validate_helo(event.argument)
         return verdict("validate_helo", allowed, hello, replies.NAME_REFUSED)
 
     def do_EHLO(self, event: Command) -> Reply:
         """Answer with our name and what we offer."""
-        hello = Reply(250, "\n".join((self.server.hostname, *self.session.keywords)))
+        hello = Reply(250, "\n".join((self.settings.hostname, *self.session.keywords)))
         allowed = self.validate_helo(event.argument)
         return verdict("validate_helo", allowed, hello, replies.NAME_REFUSED)
 
@@ -180,7 +180,7 @@ class SMTPHandler(Connection):
     def do_RCPT(self, event: Command) -> Reply:
         """Take a recipient, if it may be."""
         mailbox: Mailbox = event.argument
-        if self.server.is_postmaster(mailbox):
+        if mailbox.lower() in self.settings.postmasters:
             return replies.RECIPIENT_OK
         return verdict(
             "validate_recipient",
@@ -201,14 +201,17 @@ class SMTPHandler(Connection):
         if reply.code >= 400:
             return reply
         try:
-            self._sink = self.open_sink(envelope)
+            sink = self.open_sink(envelope)
         except OSError:
             log.exception("%s: no room for mail data", self.session.id)
             return replies.NO_STORAGE
-        self._sink_fault, self._traced = None, not self.server.trace
+        if not callable(getattr(sink, "write", None)):
+            raise TypeError(f"open_sink must give a binary file: {sink!r}")
+        self._sink = sink
+        self._sink_fault, self._traced = None, not self.settings.trace
         return replies.START_INPUT
 
-    def store(self, content: bytes) -> None:
+    def store(self, content: bytes, last: bool = False) -> None:
         """Write mail data to the sink, behind our trace field."""
         sink = self._sink
         if sink is None:
@@ -216,18 +219,21 @@ class SMTPHandler(Connection):
         try:
             if not self._traced:
                 self._traced = True
-                sink.write(received(self.envelope, self.server.hostname))
+                write_all(sink, received(self.envelope, self.settings.hostname))
                 if content[:1] in (b" ", b"\t"):
-                    sink.write(b"\r\n")  # else the first line would fold into our field
-            sink.write(content)
-        except OSError:
+                    write_all(sink, b"\r\n")  # else the first line would fold into our field
+            write_all(sink, content)
+            if last:
+                sink.flush()  # what waits in its buffer may find no room: no 250 before
+        except Exception as error:  # a sink is code of the user
             log.exception("%s: mail data could not be stored", self.session.id)
-            self._sink_fault = replies.NO_STORAGE
+            no_room = isinstance(error, OSError)
+            self._sink_fault = replies.NO_STORAGE if no_room else replies.LOCAL_ERROR
             self._drop_sink()
 
     def do_message(self, event: Command) -> Reply:
         """Deliver what has come, or say why not."""
-        self.store(b"")  # an empty message has a trace, too
+        self.store(b"", last=True)  # an empty message has a trace, too
         refusal: Optional[Reply] = event.argument or self._sink_fault
         try:
             if refusal is not None:
@@ -248,7 +254,11 @@ class SMTPHandler(Connection):
         if name == "deliver_message":
             from email import message_from_bytes, policy
 
-            message: Any = message_from_bytes(envelope.content, policy=policy.SMTPUTF8)
+            try:
+                message: Any = message_from_bytes(envelope.content, policy=policy.SMTPUTF8)
+            except Exception:  # the email package raises all sorts; no retry would mend it
+                log.exception("%s: the message cannot be parsed", self.session.id)
+                return replies.UNPARSABLE
             return self.deliver_message(message, sender, recipients)
         return self.deliver(sender, recipients, envelope.content)
 
@@ -292,5 +302,15 @@ class SMTPHandler(Connection):
             return  # memory goes with the envelope, which a hook may keep
         try:
             sink.close()
-        except OSError:
-            pass  # what it could not write is not wanted
+        except Exception:
+            log.exception("%s: a sink could not be closed", self.session.id)
+
+
+def write_all(sink: IO[bytes], octets: bytes) -> None:
+    """Write all of ``octets``: an unbuffered file on a disk that fills may take only a part."""
+    written = sink.write(octets)
+    while written is not None and written < len(octets):
+        octets = octets[written:]
+        written = sink.write(octets)
+        if not written:
+            raise OSError("the sink takes no more")

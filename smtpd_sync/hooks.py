@@ -79,7 +79,8 @@ def discard(sender: Mailbox, recipients: List[Mailbox], data: bytes) -> None:
 def hooked(base: Type[SMTPHandler], hooks: Mapping[str, Any]) -> Type[SMTPHandler]:
     """Make a subclass of ``base`` whose methods are ``hooks``; ``ValueError`` if one cannot be."""
     methods: Dict[str, Any] = {}
-    for name, hook in hooks.items():
+    # The methods of a battery come first: a keyword wins, wherever it stands.
+    for name, hook in sorted(hooks.items(), key=lambda item: item[0] != "deliver"):
         if name not in HOOKS:
             raise ValueError(f"{name!r} is no hook; the hooks are: {', '.join(HOOKS)}")
         if name == "deliver" and not callable(hook):
@@ -104,6 +105,8 @@ def _battery_methods(battery: Any) -> Dict[str, Any]:
 
     def method(name: str) -> Callable[..., Any]:
         def call(self: SMTPHandler, *arguments: Any) -> Any:
+            if self.battery is None and name == "session_ended":
+                return None  # it ended before anything was attached
             return getattr(self.battery, name)(*arguments)
 
         call.__name__ = name

@@ -147,6 +147,7 @@ SENDER_REFUSED = Reply(550, "Sender refused", "5.7.1")
 RECIPIENT_REFUSED = Reply(550, "No such mailbox", "5.1.1")
 DATA_REFUSED = Reply(554, "Message refused", "5.7.1")
 MESSAGE_REFUSED = Reply(554, "Message refused", "5.0.0")
+UNPARSABLE = Reply(554, "Message cannot be parsed", "5.6.0")
 LOCAL_ERROR = Reply(451, "Local error, please try again later", "4.3.0")
 NO_STORAGE = Reply(452, "Insufficient system storage", "4.3.1")
 

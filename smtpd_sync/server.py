@@ -11,7 +11,7 @@ import socket
 import socketserver
 import threading
 from time import monotonic
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Set, Tuple, Type, Union
 
 from . import reply as replies
@@ -22,11 +22,8 @@ from .limits import DEFAULT_LIMITS, Limits
 from .listening import listen, own_name, within_descriptors
 from .options import OPTIONS, check_options
 from .rules import rules
-from .syntax import Mailbox
 
 if TYPE_CHECKING:
-    import ssl
-
     from .tls import TLSSetting
 
 __all__ = ["SMTPServer"]
@@ -73,7 +70,6 @@ class SMTPServer(socketserver.ThreadingTCPServer):
     ) -> None:
         self._handler = handler
         self._hooks: Dict[str, Any] = {}
-        self._context: Optional[ssl.SSLContext] = None
         self._set_up(options)
         self._sessions: Set[Connection] = set()
         self._threads: Set[threading.Thread] = set()
@@ -133,30 +129,22 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         values["hostname"] = values["hostname"] or own_name()
         values["limits"] = within_descriptors(values["limits"], "limits" in options)
         self._hooks = hooks
-        self._context = context
         vars(self).update(values)
         self.RequestHandlerClass = handler
-        self._postmasters = {
-            "postmaster",
-            *(f"postmaster@{name}" for name in (self.hostname.lower(), *self.local_domains)),
-        }
-        self.rules = rules(
-            self.limits,
-            starttls=context is not None and not self.implicit_tls,
-            require_tls=self.require_tls,
-            strict=self.strict,
-            strict_pipelining=self.strict_pipelining,
-            bare_newline=self.bare_newline,
+        own = (self.hostname.lower().rstrip("."), *self.local_domains)
+        self.settings = SimpleNamespace(
+            **values,
+            context=context,
+            postmasters={"postmaster", *(f"postmaster@{name}" for name in own)},
+            rules=rules(
+                self.limits,
+                starttls=context is not None and not self.implicit_tls,
+                require_tls=self.require_tls,
+                strict=self.strict,
+                strict_pipelining=self.strict_pipelining,
+                bare_newline=self.bare_newline,
+            ),
         )
-
-    def tls_context(self) -> ssl.SSLContext:
-        """Give the context for the next handshake."""
-        assert self._context is not None, "STARTTLS is offered only where there is one"
-        return self._context
-
-    def is_postmaster(self, mailbox: Mailbox) -> bool:
-        """Tell whether RFC 5321 4.5.1 has us take mail for ``mailbox`` whatever a hook says."""
-        return mailbox.lower() in self._postmasters
 
     # -- where it listens --------------------------------------------------------------------
 
@@ -180,11 +168,12 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         """
         with self._change:
             current = threading.current_thread()
-            if self.stopping and self._serving is None:
-                return  # a signal came first
-            if self._serving not in (None, current) or self._over.is_set():
+            began = self._serving is not None
+            if self._serving not in (None, current) or (began and self._over.is_set()):
                 raise RuntimeError("a server serves once; make a new one")
             self._serving = current
+        if self._over.is_set():
+            return  # a signal came first
         reaper = threading.Thread(target=self._reap, name="smtpd-reaper", daemon=True)
         reaper.start()
         try:
@@ -359,6 +348,6 @@ class SMTPServer(socketserver.ThreadingTCPServer):
 
     def _close(self) -> None:
         self.socket.close()
-        self._over.set()
         self._wake_receiver.close()
         self._wake_sender.close()
+        self._over.set()

@@ -25,11 +25,14 @@ class ModuleServer(SMTPServer):
     """Sets `stopped` when all is over, also where `stop` could only ask for it."""
 
     def _close(self) -> None:
+        global _server
+        if _server is self:
+            _server = None
+            stopped.set()  # before stop() returns, which waits for what follows
         super()._close()
-        stopped.set()
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may come in between
 _settings: Dict[str, Any] = {}
 _server: Optional[SMTPServer] = None
 
@@ -82,16 +85,13 @@ def start(address: str = "127.0.0.1", port: int = 8025) -> SMTPServer:
         if _server is not None:
             raise RuntimeError(f"the server runs already, at {_server.address}; stop() it first")
         settings = {name: value for name, value in _settings.items() if value is not None}
-        server = ModuleServer((address, port), **settings)
+        _server = ModuleServer((address, port), **settings)
         stopped.clear()
-        _server = server.start()
-        return _server
+        return _server.start()
 
 
 def stop(timeout: float = 10) -> None:
     """Stop the server as `SMTPServer.stop` does; nothing if none runs."""
-    global _server
-    with _lock:
-        server, _server = _server, None
+    server = _server  # no lock: a signal handler may call this
     if server is not None:
         server.stop(timeout)

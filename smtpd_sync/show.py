@@ -9,16 +9,30 @@ import json
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from email.utils import getaddresses
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from .envelope import Envelope
 
 __all__ = ["FORMATS"]
 
 
+class Forgiving(policy.EmailPolicy):
+    """Reads a field that the email package breaks at without its parameters."""
+
+    def header_fetch_parse(self, name: str, value: str) -> Any:
+        """Give a field's value: the package's, or plain text where it raises."""
+        try:
+            return super().header_fetch_parse(name, value)
+        except Exception:  # it raises all sorts
+            return "".join(c if " " <= c <= "~" else "?" for c in value.partition(";")[0])
+
+
+FORGIVING = Forgiving(utf8=True, linesep="\r\n")
+
+
 def parsed(envelope: Envelope) -> EmailMessage:
     """Parse the mail data; broken mail gives what can be made of it."""
-    message = message_from_bytes(envelope.content, policy=policy.SMTPUTF8)
+    message = message_from_bytes(envelope.content, policy=FORGIVING)
     assert isinstance(message, EmailMessage), "the policy makes it one"
     return message
 
@@ -35,7 +49,7 @@ def headers(message: EmailMessage) -> Iterator[Tuple[str, str]]:
     """Give the header fields, decoded; one that cannot be is given as it came."""
     for name, raw in message.raw_items():
         try:
-            value = str(message.policy.header_fetch_parse(name, raw))
+            value = str(policy.SMTPUTF8.header_fetch_parse(name, raw))
         except Exception:  # the email package raises all sorts for broken fields
             value = str(raw)
         yield name, " ".join(value.split())
@@ -43,12 +57,28 @@ def headers(message: EmailMessage) -> Iterator[Tuple[str, str]]:
 
 def text_of(part: EmailMessage) -> str:
     """Decode a text part, whatever charset it claims."""
-    payload = part.get_payload(decode=True)
-    octets = payload if isinstance(payload, bytes) else b""
+    octets = octets_of(part)
     try:
         return octets.decode(part.get_content_charset("utf-8"), "replace")
-    except LookupError:
+    except Exception:  # a charset that is none, such as idna; or the email package
         return octets.decode("latin-1")
+
+
+def octets_of(part: EmailMessage) -> bytes:
+    """Give the content of a part, with its transfer encoding undone where that can be."""
+    try:
+        payload = part.get_payload(decode=True)
+    except Exception:
+        payload = str(part.get_payload()).encode("utf-8", "surrogateescape")
+    return payload if isinstance(payload, bytes) else b""
+
+
+def described(part: EmailMessage) -> Tuple[Optional[str], str]:
+    """Give the file name and the type of a part, as far as its fields can be read."""
+    try:
+        return part.get_filename(), part.get_content_type()
+    except Exception:
+        return None, "text/plain"
 
 
 def parts(message: EmailMessage) -> Tuple[List[str], List[Dict[str, Any]]]:
@@ -59,15 +89,12 @@ def parts(message: EmailMessage) -> Tuple[List[str], List[Dict[str, Any]]]:
         if part.is_multipart():
             continue
         assert isinstance(part, EmailMessage), "the policy makes it one"
-        name = part.get_filename()
-        kind = part.get_content_type()
+        name, kind = described(part)
         if kind.startswith("text/") and name is None:
             if kind == "text/plain" or not texts:
                 texts.append(text_of(part))
         else:
-            payload = part.get_payload(decode=True)
-            size = len(payload) if isinstance(payload, bytes) else 0
-            attachments.append({"name": name or "", "type": kind, "size": size})
+            attachments.append({"name": name or "", "type": kind, "size": len(octets_of(part))})
     return texts, attachments
 
 
@@ -78,7 +105,10 @@ def hidden_recipients(envelope: Envelope, message: EmailMessage) -> List[str]:
         for name, value in headers(message)
         if name.lower() in ("to", "cc", "resent-to", "resent-cc")
     ]
-    named = {address.lower() for _, address in getaddresses(fields)}
+    try:
+        named = {address.lower() for _, address in getaddresses(fields)}
+    except RecursionError:  # comments in comments in comments ...
+        named = set()
     return [recipient for recipient in envelope.recipients if recipient.lower() not in named]
 
 

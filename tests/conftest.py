@@ -1,0 +1,64 @@
+"""Fixtures: servers and clients that are gone when a test is over, and a certificate."""
+
+import shutil
+import threading
+
+import pytest
+from support import LOOPBACK, Client, Inbox, descriptors, make_certificate, until
+
+from smtpd_sync import SMTPHandler, SMTPServer
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A throw-away certificate for localhost: (cert, key)."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command is missing")
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def no_leaks():
+    """Check that a test leaves no thread and no descriptor behind."""
+    threads, opened = set(threading.enumerate()), descriptors()
+    yield
+    until(lambda: not set(threading.enumerate()) - threads, "the end of all threads")
+    until(lambda: descriptors() <= opened, "the close of all descriptors")
+
+
+@pytest.fixture
+def inbox():
+    """A deliver hook that keeps what it gets."""
+    return Inbox()
+
+
+@pytest.fixture
+def serve(no_leaks, inbox):
+    """Start a server on loopback, stopped after the test: ``serve(handler=..., **options)``."""
+    servers = []
+
+    def make(handler=SMTPHandler, address=LOOPBACK, server=SMTPServer, **options):
+        options.setdefault("hostname", "mx.example")
+        if handler.delivery is None and not any(name.startswith("deliver") for name in options):
+            options["deliver"] = inbox
+        made = server(address, handler, **options)
+        servers.append(made)
+        return made.start()
+
+    yield make
+    for server in servers:
+        server.stop(2)
+
+
+@pytest.fixture
+def connect(no_leaks):
+    """Connect a client, closed after the test: ``connect(server)``."""
+    clients = []
+
+    def make(server, **options):
+        clients.append(Client(server, **options))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
