@@ -16,13 +16,24 @@ from . import __version__
 from .envelope import Envelope
 from .handler import SMTPHandler
 from .limits import DEFAULT_LIMITS
+from .listening import Address, systemd_sockets
 from .options import OPTIONS
+from .sasl import Credentials
 from .server import SMTPServer
 
 __all__ = ["main"]
 
 DEFAULT_ADDRESS = "127.0.0.1:8025"
-NEEDS_CODE = {"tls", "limits"}  # options that a flag of their own makes
+NEEDS_CODE = {"tls", "limits", "users", "sni"}  # options that flags of their own make
+
+
+REPEATABLE = {
+    "local_domains": "NAME",
+    "extensions": "NAME",
+    "mechanisms": "NAME",
+    "proxy_protocol": "NET",
+    "xclient": "NET",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,6 +75,37 @@ def handler_class(text: str) -> Type[SMTPHandler]:
     return found
 
 
+def auth(text: str) -> Optional[Dict[str, str]]:
+    """Read ``USER:PASSWORD``, or a file of such lines; ``any`` is ``None``: everybody."""
+    if text == "any":
+        return None
+    name, colon, password = text.partition(":")
+    if colon and not os.path.isfile(text):
+        return {name: password}
+    try:
+        with open(text, encoding="utf-8") as file:
+            lines = [line.rstrip("\n").partition(":") for line in file if ":" in line]
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text!r}: {error.strerror}") from None
+    if not lines:
+        raise argparse.ArgumentTypeError(f"{text!r} has no line USER:PASSWORD")
+    return {name: password for name, _, password in lines}
+
+
+def server_name(text: str) -> Tuple[str, Tuple[str, Optional[str]]]:
+    """Read ``NAME=CERT[,KEY]``."""
+    name, _, files = text.partition("=")
+    cert, _, key = files.partition(",")
+    if not name or not cert:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=CERT[,KEY]")
+    return name, (cert, key or None)
+
+
+def any_credentials(credentials: Credentials) -> bool:
+    """Let everybody in: for tests of clients."""
+    return True
+
+
 def parser() -> Parser:
     """Make the parser; the server's options come from their table."""
     made = Parser(
@@ -77,7 +119,7 @@ def parser() -> Parser:
         nargs="?",
         metavar="HOST:PORT",
         type=address,
-        default=address(DEFAULT_ADDRESS),
+        default=None,
         help=f"where to listen (default: {DEFAULT_ADDRESS})",
     )
     add(
@@ -103,6 +145,30 @@ def parser() -> Parser:
         default=DEFAULT_LIMITS.message_size,
         help="octets of a message, such as 10M; 0: no limit (default: 32M)",
     )
+    add(
+        "--sni",
+        metavar="NAME=CERT[,KEY]",
+        type=server_name,
+        action="append",
+        default=[],
+        help="certificate for clients that ask for NAME (repeatable)",
+    )
+    add(
+        "--unix",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="listen at a Unix socket, beside HOST:PORT if that is given (repeatable)",
+    )
+    add("--systemd", action="store_true", help="listen at the sockets that systemd opened")
+    add(
+        "--auth",
+        metavar="any|USER:PASSWORD|FILE",
+        type=auth,
+        action="append",
+        default=[],
+        help="offer AUTH: to anybody, to a user, to those of a file (repeatable)",
+    )
     for option in OPTIONS.values():
         if option.name not in NEEDS_CODE:
             _add_option(made, option.name)
@@ -121,14 +187,23 @@ def _add_option(made: Parser, name: str) -> None:
         settings.update(action="store_false", help=f"turn off: {option.help}")
     elif option.default is False:
         settings.update(action="store_true")
-    elif option.default == ():
+    elif name in REPEATABLE:
         flag = flag.rstrip("s")
-        settings.update(action="append", default=[], metavar="NAME")
+        settings.update(action="append", default=None, metavar=REPEATABLE[name])
         settings["help"] += " (repeatable)"
     else:
         settings.update({"choices": option.choices} if option.choices else {"metavar": "TEXT"})
         settings["help"] += f" (default: {option.default})" if option.default else ""
     made.add_argument(f"--{flag}", **settings)
+
+
+def _listen_at(arguments: argparse.Namespace) -> List[Address]:
+    places: List[Address] = list(arguments.unix)
+    if arguments.systemd:
+        places.extend(systemd_sockets())
+    if arguments.address is not None or not places:
+        places.append(arguments.address or address(DEFAULT_ADDRESS))
+    return places
 
 
 def printer(show: str) -> Any:
@@ -167,8 +242,15 @@ def make_server(arguments: argparse.Namespace) -> SMTPServer:
     options: Dict[str, Any] = {
         name: getattr(arguments, name)
         for name, option in OPTIONS.items()
-        if name not in NEEDS_CODE and getattr(arguments, name) != (option.default or [])
+        if name not in NEEDS_CODE and getattr(arguments, name) not in (None, option.default)
     }
+    if arguments.sni:
+        options["sni"] = dict(arguments.sni)
+    if None in arguments.auth:
+        options["authenticate"] = any_credentials
+    users = {name: word for each in arguments.auth for name, word in (each or {}).items()}
+    if users:  # else those of the handler stay
+        options["users"] = users
     if arguments.tls_cert:
         options["tls"] = (arguments.tls_cert, arguments.tls_key)
     elif arguments.tls_key:
@@ -179,7 +261,7 @@ def make_server(arguments: argparse.Namespace) -> SMTPServer:
         hook = no_print if arguments.quiet else printer(arguments.show)
         options["deliver_envelope"] = hook
     raise_descriptors(DEFAULT_LIMITS.connections)
-    return SMTPServer(arguments.address, arguments.handler, **options)
+    return SMTPServer(_listen_at(arguments), arguments.handler, **options)
 
 
 def stop_at_signals(server: SMTPServer) -> None:
@@ -191,6 +273,22 @@ def stop_at_signals(server: SMTPServer) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    if server.tls is not None and hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda number, frame: reload(server))
+
+
+def reload(server: SMTPServer) -> None:
+    """Read the certificates again; a bad file is logged, and the old ones stay."""
+    try:
+        server.reload_tls()
+    except ValueError as error:
+        logging.error("SIGHUP: %s", error)
+
+
+def shown(place: Tuple[Any, ...]) -> str:
+    """Write an address as the command line takes it."""
+    host, *port = place
+    return ":".join((f"[{host}]" if ":" in host else host, *map(str, port)))
 
 
 def main(argv: Optional[List[str]] = None) -> NoReturn:
@@ -203,11 +301,13 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
     try:
         server = make_server(arguments)
     except (ValueError, OSError) as error:
-        host, port = arguments.address
-        where = f"cannot listen on {host}:{port}: " if isinstance(error, OSError) else ""
+        host, port = arguments.address or address(DEFAULT_ADDRESS)
+        at_port = arguments.address or not (arguments.unix or arguments.systemd)
+        unnamed = isinstance(error, OSError) and error.filename is None
+        where = f"cannot listen on {host}:{port}: " if unnamed and at_port else ""
         made.error(f"{where}{error}")
     stop_at_signals(server)
-    host, port = server.address
-    print(f"listening on {f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    for place in server.addresses:
+        print(f"listening on {shown(place)}", flush=True)
     server.serve_forever()
     sys.exit(0)

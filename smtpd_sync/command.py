@@ -6,23 +6,24 @@ session's. A line that breaks its grammar is a :class:`~smtpd_sync.reply.Reject`
 
 from __future__ import annotations
 
+import binascii
 import re
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple, Union
 
 from . import reply
 from .envelope import NO_PARAMETERS, Parameters
 from .reply import Reject, Reply
 from .syntax import CONTROL, Mailbox, PathGrammar, is_domain, mailbox_of, path_grammar
 
-__all__ = ["PARAMETERS", "VERBS", "Command", "Parameter", "parse_argument"]
+__all__ = ["VERBS", "Command", "Extension", "Parameter", "parse_argument"]
 
 
 class Command(NamedTuple):
     """What the client asks, or what happens to it.
 
     ``verb`` is an SMTP verb, or in lower case a happening: ``connection``, ``content`` (with octets
-    of mail data), ``message`` (mail data has ended). ``argument`` is a `Mailbox` for MAIL and RCPT,
-    text for the other verbs.
+    of mail data), ``message`` (mail data has ended), ``secret`` and ``credentials`` (AUTH asks).
+    ``argument`` is a `Mailbox` for MAIL and RCPT, text for the other verbs.
     """
 
     verb: str
@@ -34,39 +35,76 @@ class Parameter(NamedTuple):
     """A row of the table of ESMTP parameters (RFC 5321 4.1.1.11)."""
 
     verb: str
+    """``"MAIL"`` or ``"RCPT"``."""
     keyword: str
-    value: Optional[re.Pattern[str]]
-    """What the value must match; ``None``: the parameter has no value."""
-    extension: str
-    """The EHLO keyword that offers it."""
+    value: Optional[str]
+    """A regular expression for the value, in any case; ``None``: it has no value."""
     octets: int
     """What it adds to the length of a command line (RFC 5321 4.5.3.1.4)."""
-    rfc: str
+    decode: Optional[Callable[[str], Optional[str]]] = None
+    """Gives the value as the envelope has it, or ``None`` for one that cannot be."""
+    not_with: str = ""
+    """A keyword that may not stand beside it."""
 
 
-def _value(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE | re.ASCII)  # else a dotless i is an I
+class Extension(NamedTuple):
+    """A row of the table of extensions: an EHLO keyword, and the parameters it brings."""
+
+    keyword: str
+    value: Union[str, Callable[[], str]] = ""
+    """What stands behind the keyword in the EHLO reply."""
+    parameters: Tuple[Parameter, ...] = ()
+    rfc: str = ""
+    inside_tls: bool = False
+    """Whether it is offered inside TLS only."""
+
+    def offer(self) -> str:
+        """Give its line of the EHLO reply."""
+        value = self.value() if callable(self.value) else self.value
+        return f"{self.keyword} {value}".rstrip()
 
 
-PARAMETERS: Tuple[Parameter, ...] = (
-    Parameter("MAIL", "SIZE", _value("[0-9]{1,20}"), "SIZE", 26, "RFC 1870"),
-    Parameter("MAIL", "BODY", _value("7BIT|8BITMIME"), "8BITMIME", 17, "RFC 6152"),
-    Parameter("MAIL", "SMTPUTF8", None, "SMTPUTF8", 10, "RFC 6531"),
-)
-
-ParameterTable = Mapping[Tuple[str, str], Parameter]
+def xtext(text: str) -> Optional[str]:
+    """Decode xtext (RFC 3461 4); ``None`` if it is none."""
+    if re.fullmatch(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*", text) is None:
+        return None
+    return re.sub(r"\+(..)", lambda match: chr(int(match[1], 16)), text)
 
 
-def parameter_table(extensions: Mapping[str, str]) -> ParameterTable:
-    """Index the rows that ``extensions``, the EHLO keywords on offer, make known."""
-    rows = (row for row in PARAMETERS if row.extension in extensions)
-    return {(row.verb, row.keyword): row for row in rows}
+def _auth_mailbox(text: str) -> Optional[str]:
+    decoded = xtext(text)
+    if decoded is None or decoded == "<>":
+        return decoded
+    try:
+        return Mailbox.parse(decoded)
+    except ValueError:
+        return None
+
+
+SIZE = Parameter("MAIL", "SIZE", "[0-9]{1,20}", 26)
+BODY = Parameter("MAIL", "BODY", "7BIT|8BITMIME|BINARYMIME", 17)
+SMTPUTF8 = Parameter("MAIL", "SMTPUTF8", None, 10)
+AUTH = Parameter("MAIL", "AUTH", ".+", 500, _auth_mailbox)
+
+ParameterTable = Mapping[Tuple[str, str], Tuple[Parameter, Optional["re.Pattern[str]"]]]
+
+
+def parameter_table(extensions: Iterable[Extension]) -> ParameterTable:
+    """Index the parameters of the extensions on offer."""
+    return {
+        (row.verb, row.keyword): (
+            row,
+            None if row.value is None else re.compile(row.value, re.IGNORECASE | re.ASCII),
+        )
+        for extension in extensions
+        for row in extension.parameters
+    }
 
 
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\x00-\x20=\x7f-\x9f]+))?")
 
 
-def parse_parameters(verb: str, text: str, table: ParameterTable) -> Parameters:
+def parse_parameters(verb: str, text: str, grammar: Grammar) -> Parameters:
     """Read ``KEYWORD[=value] ...``: 501 for bad syntax or value, 555 for an unknown keyword."""
     parameters: Dict[str, Any] = {}
     for word in text.split(" "):
@@ -76,13 +114,20 @@ def parse_parameters(verb: str, text: str, table: ParameterTable) -> Parameters:
         if match is None:
             raise Reject(*reply.BAD_PARAMETER)
         keyword, value = match[1].upper(), match[2]
-        row = table.get((verb, keyword))
-        if row is None:
-            raise Reject(*reply.UNKNOWN_PARAMETER)
         if keyword in parameters:
             raise Reject(*reply.REPEATED_PARAMETER)
-        if (value is None) != (row.value is None) or (row.value and not row.value.fullmatch(value)):
-            raise Reject(*reply.BAD_PARAMETER_VALUE)
+        row, pattern = grammar.parameters.get((verb, keyword), (None, None))
+        if row is not None:
+            if (value is None) != (pattern is None) or (pattern and not pattern.fullmatch(value)):
+                raise Reject(*reply.BAD_PARAMETER_VALUE)
+            if row.not_with in parameters:
+                raise Reject(*reply.BAD_PARAMETER_VALUE)
+            if row.decode is not None:
+                value = row.decode(value)
+                if value is None:
+                    raise Reject(*reply.BAD_PARAMETER_VALUE)
+        elif not grammar.ignore_parameters:
+            raise Reject(*reply.UNKNOWN_PARAMETER)
         parameters[keyword] = True if value is None else value
     return parameters
 
@@ -94,21 +139,24 @@ class Grammar(NamedTuple):
     reverse_path: PathGrammar
     forward_path: PathGrammar
     parameters: ParameterTable
+    ignore_parameters: bool
+    """Whether an unknown parameter is recorded and not refused."""
 
 
-def grammar(strict: bool, extensions: Mapping[str, str]) -> Grammar:
+def grammar(
+    strict: bool, extensions: Iterable[Extension], ignore_parameters: bool = False
+) -> Grammar:
     """Put together the patterns and the table that a session needs."""
     return Grammar(
         strict,
         path_grammar("FROM", "<>", strict),
         path_grammar("TO", "<postmaster>", strict),
         parameter_table(extensions),
+        ignore_parameters,
     )
 
 
-def _path(
-    verb: str, argument: str, patterns: PathGrammar, known: ParameterTable, bad: Reply
-) -> Command:
+def _path(verb: str, argument: str, patterns: PathGrammar, grammar: Grammar, bad: Reply) -> Command:
     match = patterns.common.match(argument)
     if match is None:
         match = patterns.full.match(argument)
@@ -126,15 +174,15 @@ def _path(
     words = match["parameters"]
     if not words:
         return Command(verb, mailbox)
-    return Command(verb, mailbox, parse_parameters(verb, words, known))
+    return Command(verb, mailbox, parse_parameters(verb, words, grammar))
 
 
 def _mail(verb: str, argument: str, grammar: Grammar) -> Command:
-    return _path(verb, argument, grammar.reverse_path, grammar.parameters, reply.BAD_SENDER)
+    return _path(verb, argument, grammar.reverse_path, grammar, reply.BAD_SENDER)
 
 
 def _rcpt(verb: str, argument: str, grammar: Grammar) -> Command:
-    return _path(verb, argument, grammar.forward_path, grammar.parameters, reply.BAD_RECIPIENT)
+    return _path(verb, argument, grammar.forward_path, grammar, reply.BAD_RECIPIENT)
 
 
 def _domain(verb: str, argument: str, grammar: Grammar) -> Command:
@@ -163,6 +211,61 @@ def _string(verb: str, argument: str, grammar: Grammar) -> Command:
     return Command(verb, argument)
 
 
+_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+
+
+def decode_base64(text: str) -> bytes:
+    """Decode base64 to the letter (RFC 4648 4); 501 for what is none (RFC 4954 4)."""
+    if _BASE64.fullmatch(text) is None:
+        raise Reject(*reply.BAD_BASE64)
+    return binascii.a2b_base64(text)
+
+
+def _auth(verb: str, argument: str, grammar: Grammar) -> Command:
+    mechanism, *initial = argument.split(" ")
+    # upper() makes ASCII of some letters that are none.
+    if not mechanism or not mechanism.isascii() or len(initial) > 1:
+        raise Reject(*reply.BAD_AUTH)
+    if not initial:
+        return Command(verb, (mechanism.upper(), None))
+    # "=" is the empty initial response, "" would be none (RFC 4954 4).
+    octets = b"" if initial[0] == "=" else decode_base64(initial[0])
+    return Command(verb, (mechanism.upper(), octets))
+
+
+_CHUNK = re.compile("([0-9]{1,20})(?: +(.*))?")
+
+
+def _bdat(verb: str, argument: str, grammar: Grammar) -> Command:
+    match = _CHUNK.fullmatch(argument)
+    if match is None:
+        raise Reject(*reply.BAD_CHUNK)
+    word = match[2] or ""
+    return Command(verb, (int(match[1]), word.upper() if word.isascii() else word))
+
+
+def _attributes(verb: str, argument: str, grammar: Grammar) -> Command:
+    attributes: Dict[str, str] = {}
+    for word in argument.split():
+        name, _, encoded = word.partition("=")
+        value = xtext(encoded)
+        known = name.isascii() and name.upper() in ATTRIBUTES[verb]
+        if not value or not value.isprintable() or not known:
+            raise Reject(*reply.BAD_ATTRIBUTE)
+        attributes[name.upper()] = "" if value in ("[UNAVAILABLE]", "[TEMPUNAVAIL]") else value
+    if not attributes:
+        raise Reject(*reply.BAD_ATTRIBUTE)
+    return Command(verb, attributes)
+
+
+# Attributes of a client, as a proxy in front of us passes them on (Postfix XCLIENT_README and
+# XFORWARD_README).
+ATTRIBUTES = {
+    "XCLIENT": ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT"),
+    "XFORWARD": ("NAME", "ADDR", "PORT", "PROTO", "HELO", "IDENT", "SOURCE"),
+}
+
+
 class Verb(NamedTuple):
     """A row of the table of verbs."""
 
@@ -175,9 +278,11 @@ class Verb(NamedTuple):
 VERBS: Dict[str, Verb] = {
     "HELO": Verb(_domain, "HELO <domain>"),
     "EHLO": Verb(_domain, "EHLO <domain>"),
+    "LHLO": Verb(_domain, "LHLO <domain>"),
     "MAIL": Verb(_mail, "MAIL FROM:<reverse-path> [parameters]"),
     "RCPT": Verb(_rcpt, "RCPT TO:<forward-path> [parameters]"),
     "DATA": Verb(_nothing, "DATA"),
+    "BDAT": Verb(_bdat, "BDAT <size> [LAST]"),
     "RSET": Verb(_nothing, "RSET"),
     "NOOP": Verb(_anything, "NOOP [string]"),
     "QUIT": Verb(_nothing, "QUIT"),
@@ -185,6 +290,9 @@ VERBS: Dict[str, Verb] = {
     "VRFY": Verb(_string, "VRFY <string>"),
     "EXPN": Verb(_string, "EXPN <string>"),
     "STARTTLS": Verb(_nothing, "STARTTLS"),
+    "AUTH": Verb(_auth, "AUTH <mechanism> [initial-response]"),
+    "XCLIENT": Verb(_attributes, "XCLIENT <name>=<xtext> ..."),
+    "XFORWARD": Verb(_attributes, "XFORWARD <name>=<xtext> ..."),
 }
 
 

@@ -9,7 +9,7 @@ import logging
 import socket
 import socketserver
 from time import monotonic
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, Callable, List, Optional, Union
 
 from . import reply as replies
 from .command import Command
@@ -20,6 +20,7 @@ from .states import State
 from .trace import new_id
 
 if TYPE_CHECKING:
+    from .sasl import SecretRequest
     from .server import SMTPServer
     from .tls import TLSStream
 
@@ -43,12 +44,16 @@ class Connection(socketserver.BaseRequestHandler):
 
     # -- what the handler adds ---------------------------------------------------------------
 
-    def answer(self, event: Command) -> Reply:
+    def answer(self, event: Command) -> Union[Reply, List[Reply]]:
         """Decide on an event."""
         raise NotImplementedError
 
     def store(self, content: bytes) -> None:
         """Take mail data."""
+        raise NotImplementedError
+
+    def find_secret(self, request: SecretRequest) -> None:
+        """Fill in what a SASL mechanism asks for."""
         raise NotImplementedError
 
     def over(self) -> None:
@@ -58,14 +63,17 @@ class Connection(socketserver.BaseRequestHandler):
 
     def setup(self) -> None:
         """Take the connection over from the server."""
-        address, port = (*self.client_address, "", 0)[:2] if self.client_address else ("", 0)
-        self.peer = Peer(address[7:] if address.startswith("::ffff:") else address, port)
+        # Of a Unix socket the address is a path, mostly none.
+        known = isinstance(self.client_address, tuple)
+        address, port = self.client_address[:2] if known else ("", 0)
+        peer = Peer(address[7:] if address.startswith("::ffff:") else address, port)
         self.settings = self.server.settings  # as they are now: configure() is for others
-        self.session = Session(self.settings.rules, self.peer)
+        self.session = Session(self.settings.rules_for(peer), peer)
         self.session.id = new_id()
         self.stream: Union[socket.socket, TLSStream] = self.request
         self.deadline = NEVER  # of what the thread waits for; the reaper ends the wait then
         self.waiting = False  # for the client to say something
+        self.negotiating = False  # with a proxy, or TLS: nothing can be said meanwhile
         self.closing = False
         self.last_words: Optional[Reply] = None  # why the wait was ended
         self.reason = "closed"  # why it ended
@@ -77,6 +85,8 @@ class Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         """Hold the conversation to its end."""
         session = self.session
+        if self.settings.is_proxy(self.peer) and not self._hear_proxy():
+            return
         if self.settings.implicit_tls and not self._start_tls():
             return
         self._hear_early_talker()
@@ -86,10 +96,14 @@ class Connection(socketserver.BaseRequestHandler):
                 session.receive_data(self.receive())
             elif event.verb == "content":
                 self.store(event.argument)
+            elif event.verb == "secret":
+                self.find_secret(event.argument)
             else:
-                session.reply(self.answer(event))
-                if self.hanging_up:
-                    session.close()
+                reply = self.answer(event)
+                if self.hanging_up and isinstance(reply, Reply):
+                    session.close(reply)
+                else:
+                    session.reply(reply)
                 self.send(session.data_to_send())
                 if session.state is State.TLS and not self._start_tls():
                     return
@@ -115,12 +129,17 @@ class Connection(socketserver.BaseRequestHandler):
         finally:
             self.server.session_over(self)
 
+    @property
+    def peer(self) -> Peer:
+        """The client, as a trusted proxy named it if there is one."""
+        return self.session.peer
+
     # -- octets ------------------------------------------------------------------------------
 
     def receive(self) -> bytes:
         """Give what the client sends; ``b""`` at the end of input, or when it is to end."""
         session, limits = self.session, self.settings.limits
-        receiving_mail = session.state is State.DATA
+        receiving_mail = session.receiving_mail
         if self._command_due is None:
             self._command_due = monotonic() + limits.command_timeout
         self.deadline = self._command_due
@@ -174,6 +193,8 @@ class Connection(socketserver.BaseRequestHandler):
         """The server stops: let a transaction go on, end any other wait."""
         if self.closing:
             self.abort()
+        elif self.negotiating:
+            self.deadline = min(self.deadline, monotonic() + LINGER)  # to hear 421 behind it
         elif self.waiting and not self.session.in_transaction:
             self._wake(replies.SHUTTING_DOWN)
 
@@ -191,6 +212,44 @@ class Connection(socketserver.BaseRequestHandler):
         except OSError:
             pass  # it is closed already
 
+    def _negotiate(self, what: str, level: int, timeout: float, talk: Callable[[], None]) -> bool:
+        """Talk with a proxy or TLS; close without a word, and ``False``, if that fails."""
+        self.deadline = monotonic() + timeout
+        self.negotiating = True
+        if self.server.stopping:
+            self.stop()
+        try:
+            talk()
+        except (OSError, ValueError) as error:
+            log.log(level, "%s: %s %s: %s", self.session.id, what, self.peer.address, error)
+            self.reason, self.linger = f"{what} failed", False
+            self.session.close()
+            return False
+        finally:
+            self.negotiating, self.deadline = False, NEVER
+        return True
+
+    def _hear_proxy(self) -> bool:
+        """Read who the client is from the proxy."""
+        from .proxy import read_header
+
+        def talk() -> None:
+            peer = read_header(self._read_exactly)
+            if peer is not None:
+                self.session.peer = peer
+                self.session.rules = self.settings.rules_for(peer)
+
+        return self._negotiate("proxy", logging.WARNING, self.settings.limits.proxy_timeout, talk)
+
+    def _read_exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            more = self.request.recv(count - len(data))
+            if not more:
+                raise ValueError("PROXY header cut short")
+            data += more
+        return data
+
     def _hear_early_talker(self) -> None:
         """Let the session see what came before the greeting (RFC 5321 3.1)."""
         if self.session.tls is None and self.settings.strict_pipelining:
@@ -207,23 +266,18 @@ class Connection(socketserver.BaseRequestHandler):
         """Do the handshake; ``False`` if there is nobody to talk to any more."""
         from .tls import TLSStream
 
-        self.deadline = monotonic() + self.settings.limits.handshake_timeout
-        try:
-            stream = TLSStream(self.request, self.settings.context)
-            tls = stream.handshake()
-        except OSError as error:
-            log.info("%s: TLS handshake with %s failed: %s", self.session.id, self.peer, error)
-            self.reason, self.linger = "handshake failed", False
-            self.session.close()
-            return False
-        finally:
-            self.deadline = NEVER
-        self.stream = stream
-        if self.session.state is State.TLS:
-            self.session.tls_started(tls)
-        else:
-            self.session.tls = tls
-        return True
+        # The certificate of now, where it was renewed since the connection began.
+        context = self.server.settings.context or self.settings.context
+        assert context is not None, "STARTTLS is offered only where there is one"
+        stream = TLSStream(self.request, context)
+
+        def talk() -> None:
+            self.session.tls_started(stream.handshake())
+            self.stream = stream
+
+        return self._negotiate(
+            "TLS handshake", logging.INFO, self.settings.limits.handshake_timeout, talk
+        )
 
     def _close(self) -> None:
         """Close; linger where what the client still sends would reset the connection."""

@@ -1,4 +1,4 @@
-"""Mail data and its transparency (RFC 5321 4.1.1.4 and 4.5.2).
+"""Mail data: its transparency (RFC 5321 4.1.1.4 and 4.5.2) and its chunks (RFC 3030).
 
 Octets in, content out, a chunk at a time, without a loop over lines. Knows nothing of sessions.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Optional
 
-__all__ = ["BARE_NEWLINE_RULES", "DataDecoder", "Decoded"]
+__all__ = ["BARE_NEWLINE_RULES", "ChunkDecoder", "DataDecoder", "Decoded"]
 
 END_OF_DATA = b"\r\n.\r\n"
 
@@ -22,15 +22,14 @@ class Decoded(NamedTuple):
     rest: Optional[bytes]
 
 
-class DataDecoder:
-    """Find the end of mail data, take the added dots away, and watch for bare newlines.
+class ContentDecoder:
+    """Watches content for bare newlines and long lines: what DATA and BDAT have in common.
 
-    **Only CRLF . CRLF ends mail data**, and a dot is removed only behind a real CRLF. A tail that
-    could be the head of the end is held back until the next chunk, so that no CRLF is ever split:
-    ``count`` finds a bare CR or LF exactly.
+    It must be given content in which no CRLF is split, so that ``count`` finds a bare CR or LF
+    exactly.
     """
 
-    __slots__ = ("_bare_newline", "_held", "_line", "_skip", "bare_newlines", "longest_line")
+    __slots__ = ("_bare_newline", "_held", "_line", "bare_newlines", "longest_line")
 
     def __init__(self, bare_newline: str = "normalize", measure_lines: bool = False) -> None:
         self.bare_newlines = False
@@ -39,6 +38,38 @@ class DataDecoder:
         """Octets of the longest line with its CRLF; counted if ``measure_lines``."""
         self._bare_newline = bare_newline
         self._line = 0 if measure_lines else None
+        self._held = b""  # of what came, for the next chunk to decide
+
+    def _watch(self, content: bytes) -> bytes:
+        crlf = content.count(b"\r\n")
+        if content.count(b"\n") != crlf or content.count(b"\r") != crlf:
+            self.bare_newlines = True
+            if self._bare_newline == "normalize":
+                content = normalize(content)
+        if self._line is not None:
+            self._measure(content)
+        return content
+
+    def _measure(self, content: bytes) -> None:
+        first, *others = content.split(b"\r\n")
+        self._line = (self._line or 0) + len(first)
+        self.longest_line = max(self.longest_line, self._line + 2 * bool(others))
+        if others:
+            self.longest_line = max(self.longest_line, 2 + max(map(len, others)))
+            self._line = len(others[-1])
+
+
+class DataDecoder(ContentDecoder):
+    """Find the end of mail data, take the added dots away, and watch the content (DATA).
+
+    **Only CRLF . CRLF ends mail data**, and a dot is removed only behind a real CRLF. A tail that
+    could be the head of the end is held back until the next chunk, so that no CRLF is ever split.
+    """
+
+    __slots__ = ("_skip",)
+
+    def __init__(self, bare_newline: str = "normalize", measure_lines: bool = False) -> None:
+        super().__init__(bare_newline, measure_lines)
         self._held = b"\r\n"  # mail data starts at the start of a line ...
         self._skip = 2  # ... but the CRLF before it is not content
 
@@ -65,22 +96,28 @@ class DataDecoder:
                 content = content[1:]
             content = b"\r\n".join(content.split(b"\r\n."))
         self._skip = 0
-        crlf = content.count(b"\r\n")
-        if content.count(b"\n") != crlf or content.count(b"\r") != crlf:
-            self.bare_newlines = True
-            if self._bare_newline == "normalize":
-                content = normalize(content)
-        if self._line is not None:
-            self._measure(content)
-        return Decoded(content, rest)
+        return Decoded(self._watch(content), rest)
 
-    def _measure(self, content: bytes) -> None:
-        first, *others = content.split(b"\r\n")
-        self._line = (self._line or 0) + len(first)
-        self.longest_line = max(self.longest_line, self._line + 2 * bool(others))
-        if others:
-            self.longest_line = max(self.longest_line, 2 + max(map(len, others)))
-            self._line = len(others[-1])
+
+class ChunkDecoder(ContentDecoder):
+    """Watch content that is counted (BDAT, RFC 3030); binary content is left as it came."""
+
+    __slots__ = ("_binary",)
+
+    def __init__(
+        self, bare_newline: str = "normalize", measure_lines: bool = False, binary: bool = False
+    ) -> None:
+        super().__init__(bare_newline, measure_lines)
+        self._binary = binary
+
+    def feed(self, chunk: bytes, end: bool = False) -> bytes:
+        """Take the next octets of the chunks; ``end``: there are no more."""
+        if self._binary:
+            return chunk
+        content = self._held + chunk
+        # A last CR waits for its LF, which may come with the next chunk.
+        self._held = b"\r" if content.endswith(b"\r") and not end else b""
+        return self._watch(content[:-1] if self._held else content)
 
 
 def normalize(content: bytes) -> bytes:

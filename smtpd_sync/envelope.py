@@ -6,7 +6,7 @@ Values only. The mail data is in a *sink*, a binary file that the handler opened
 from __future__ import annotations
 
 import io
-from typing import IO, TYPE_CHECKING, List, Mapping, NamedTuple, Optional, Union
+from typing import IO, TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Union
 
 from .syntax import Mailbox
 
@@ -38,6 +38,12 @@ class TLS(NamedTuple):
     """Name of the cipher suite."""
     bits: int
     """Secret bits of the cipher."""
+    peer_certificate: Optional[Dict[str, Any]] = None
+    """The client's certificate, verified, as ``ssl.SSLSocket.getpeercert()`` has it."""
+    server_name: Optional[str] = None
+    """The name the client asked for (SNI)."""
+    end_point: Optional[bytes] = None
+    """The ``tls-server-end-point`` channel binding (RFC 5929 4)."""
 
 
 class Envelope:
@@ -90,6 +96,16 @@ class Envelope:
     def smtputf8(self) -> bool:
         """Whether the sender declared it internationalized (RFC 6531)."""
         return "SMTPUTF8" in self.sender_parameters
+
+    @property
+    def user(self) -> Optional[str]:
+        """Who the client authenticated as."""
+        return self.session.user
+
+    @property
+    def binary(self) -> bool:
+        """Whether the sender declared it BODY=BINARYMIME (RFC 3030 3)."""
+        return str(self.sender_parameters.get("BODY")).upper() == "BINARYMIME"
 
     def open(self) -> IO[bytes]:
         """Give the mail data as a binary file, at its first octet. Do not close it."""

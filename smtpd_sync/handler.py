@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import io
 import logging
-from typing import IO, TYPE_CHECKING, Any, List, Optional
+from typing import IO, TYPE_CHECKING, Any, FrozenSet, List, Optional, Union
 
 from . import reply as replies
 from .command import VERBS, Command
 from .connection import Connection
 from .envelope import Envelope
-from .hooks import delivery_of, receipt, verdict
+from .hooks import DELIVERIES, overridden, receipt, verdict
 from .reply import Disconnect, Reject, Reply
+from .sasl import Credentials, ScramKeys
 from .syntax import Mailbox
 from .trace import new_id, received
 
 if TYPE_CHECKING:
     from email.message import EmailMessage
 
-    from .hooks import Receipt, Verdict
+    from .hooks import Receipt, Receipts, Verdict
+    from .sasl import Secret, SecretRequest
 
 __all__ = ["SMTPHandler"]
 
 log = logging.getLogger("smtpd_sync")
+
+
+# What the client is told of a fault of ours.
+FAULTS = {"connection": replies.NO_SERVICE, "credentials": replies.AUTH_ERROR}
 
 
 class SMTPHandler(Connection):
@@ -39,12 +45,16 @@ class SMTPHandler(Connection):
 
     battery: Any = None
     """What serves the hooks of a battery, for this connection."""
+    overridden: FrozenSet[str] = frozenset()
+    """The hooks that the class overrides."""
     delivery: Optional[str] = None
     """The delivery hook that the class overrides."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        cls.delivery = delivery_of(cls, SMTPHandler)
+        names = overridden(cls, SMTPHandler)
+        cls.overridden = frozenset(names)
+        cls.delivery = next((name for name in names if name in DELIVERIES), None)
 
     # -- hooks -------------------------------------------------------------------------------
 
@@ -55,6 +65,21 @@ class SMTPHandler(Connection):
     def validate_helo(self, name: str) -> Verdict:
         """Called at HELO and EHLO with the name that the client gives itself."""
         return None
+
+    def authenticate(self, credentials: Credentials) -> Union[bool, str, Reply, None]:
+        """Called when AUTH is complete: ``True`` or the identity lets in, and nothing else does.
+
+        By default it asks the option ``users``. What SCRAM or CRAM-MD5 proved by `secret` does not
+        come here.
+        """
+        return credentials.check(self.settings.users.get(credentials.username))
+
+    def secret(self, mechanism: str, username: str) -> Secret:
+        """Called for SCRAM and CRAM-MD5: give the password, or for SCRAM its stored keys.
+
+        ``None`` is a user that is not known; the client cannot tell it from a wrong password.
+        """
+        return self.settings.users.get(username)
 
     def validate_sender(self, mailbox: Mailbox) -> Verdict:
         """Called at MAIL with the reverse-path; ``""`` is the null one (RFC 5321 4.5.5)."""
@@ -68,17 +93,17 @@ class SMTPHandler(Connection):
         """Called at DATA, before any mail data is read."""
         return None
 
-    def deliver(self, sender: Mailbox, recipients: List[Mailbox], data: bytes) -> Receipt:
+    def deliver(self, sender: Mailbox, recipients: List[Mailbox], data: bytes) -> Receipts:
         """Called with the whole message. To return is to take responsibility for it."""
         raise NotImplementedError
 
     def deliver_message(
         self, message: EmailMessage, sender: Mailbox, recipients: List[Mailbox]
-    ) -> Receipt:
+    ) -> Receipts:
         """Called instead of `deliver`, with the message parsed."""
         raise NotImplementedError
 
-    def deliver_envelope(self, envelope: Envelope) -> Receipt:
+    def deliver_envelope(self, envelope: Envelope) -> Receipts:
         """Called instead of both; ``envelope.open()`` gives the mail data as a file."""
         raise NotImplementedError
 
@@ -127,16 +152,16 @@ class SMTPHandler(Connection):
             raise RuntimeError("there is no mail transaction now")
         return self.session.envelope
 
-    def answer(self, event: Command) -> Reply:
+    def answer(self, event: Command) -> Union[Reply, List[Reply]]:
         """Decide on an event: the method ``do_`` and its verb, and what it raises."""
         self.command = event
         reply = self._decide(event)
-        log.debug("session=%s %s %d", self.session.id, event.verb, reply.code)
+        log.debug("session=%s %s %s", self.session.id, event.verb, reply)
         return reply
 
-    def _decide(self, event: Command) -> Reply:
+    def _decide(self, event: Command) -> Union[Reply, List[Reply]]:
         try:
-            reply: Reply = getattr(self, "do_" + event.verb)(event)
+            reply: Union[Reply, List[Reply]] = getattr(self, "do_" + event.verb)(event)
             return reply
         except Reject as reject:
             return reject.reply
@@ -146,7 +171,7 @@ class SMTPHandler(Connection):
         except Exception:
             # What it says is for the log alone: the client gets no detail.
             log.exception("%s: do_%s failed", self.session.id, event.verb)
-            return replies.LOCAL_ERROR if event.verb != "connection" else replies.NO_SERVICE
+            return FAULTS.get(event.verb, replies.LOCAL_ERROR)
 
     def do_connection(self, event: Command) -> Reply:
         """Greet, or refuse the host (RFC 5321 3.1)."""
@@ -167,9 +192,43 @@ class SMTPHandler(Connection):
         allowed = self.validate_helo(event.argument)
         return verdict("validate_helo", allowed, hello, replies.NAME_REFUSED)
 
+    do_LHLO = do_EHLO  # RFC 2033 4.1
+
     def do_STARTTLS(self, event: Command) -> Reply:
         """Let the handshake begin (RFC 3207 4)."""
         return replies.START_TLS
+
+    def find_secret(self, request: SecretRequest) -> None:
+        """Ask the hook for what SCRAM and CRAM-MD5 need."""
+        try:
+            secret = self.secret(request.mechanism, request.username)
+            if not (secret is None or isinstance(secret, (str, ScramKeys))):
+                raise TypeError("secret must give a str, ScramKeys or None")
+            request.secret = secret
+        except Reject as reject:
+            request.fault = reject.reply
+        except Disconnect as disconnect:
+            self.session.close(disconnect.reply)
+        except Exception:
+            log.exception("%s: secret failed", self.session.id)
+            request.fault = replies.AUTH_ERROR
+
+    def do_credentials(self, event: Command) -> Reply:
+        """Let in who shows good credentials (RFC 4954 4), and nobody else."""
+        credentials: Credentials = event.argument
+        allowed = True if credentials.verified else self.authenticate(credentials)
+        if isinstance(allowed, Reply) and allowed.code >= 400:
+            return allowed
+        if allowed is True and credentials.authzid in ("", credentials.username):
+            allowed = credentials.username
+        elif allowed == "":
+            allowed = None  # the identity of nobody
+        if isinstance(allowed, str):
+            self.session.user = allowed
+            return replies.AUTH_OK
+        if not isinstance(allowed, (bool, type(None))):
+            raise TypeError("authenticate must give True, the identity, False or a Reply")
+        return replies.AUTH_FAILED
 
     def do_MAIL(self, event: Command) -> Reply:
         """Open a transaction, if the sender may."""
@@ -190,7 +249,7 @@ class SMTPHandler(Connection):
         )
 
     def do_DATA(self, event: Command) -> Reply:
-        """Ask for the mail data, and make room for it."""
+        """Ask for the mail data, and make room for it; also at the first BDAT (RFC 3030)."""
         envelope = self.envelope
         reply = verdict(
             "validate_data",
@@ -210,6 +269,8 @@ class SMTPHandler(Connection):
         self._sink = sink
         self._sink_fault, self._traced = None, not self.settings.trace
         return replies.START_INPUT
+
+    do_BDAT = do_DATA
 
     def store(self, content: bytes, last: bool = False) -> None:
         """Write mail data to the sink, behind our trace field."""
@@ -231,7 +292,7 @@ class SMTPHandler(Connection):
             self._sink_fault = replies.NO_STORAGE if no_room else replies.LOCAL_ERROR
             self._drop_sink()
 
-    def do_message(self, event: Command) -> Reply:
+    def do_message(self, event: Command) -> Union[Reply, List[Reply]]:
         """Deliver what has come, or say why not."""
         self.store(b"", last=True)  # an empty message has a trace, too
         refusal: Optional[Reply] = event.argument or self._sink_fault
@@ -242,11 +303,16 @@ class SMTPHandler(Connection):
             envelope.sink = self._sink
             accepted = Reply(250, f"OK {envelope.id}")
             name = self.delivery or "deliver"
-            return receipt(name, self._deliver(name, envelope), accepted, replies.MESSAGE_REFUSED)
+            result = self._deliver(name, envelope)
+            if not (self.settings.lmtp and isinstance(result, list)):
+                return receipt(name, result, accepted, replies.MESSAGE_REFUSED)
+            if len(result) != len(envelope.recipients):
+                raise TypeError(f"{name} gave {len(result)} receipts, not one for each recipient")
+            return [receipt(name, each, accepted, replies.MESSAGE_REFUSED) for each in result]
         finally:
             self._drop_sink()
 
-    def _deliver(self, name: str, envelope: Envelope) -> Receipt:
+    def _deliver(self, name: str, envelope: Envelope) -> Receipts:
         """Call the delivery hook that the class has."""
         if name == "deliver_envelope":
             return self.deliver_envelope(envelope)
@@ -290,10 +356,11 @@ class SMTPHandler(Connection):
     def do_HELP(self, event: Command) -> Reply:
         """List the commands, or show one (RFC 5321 4.1.1.8)."""
         topic = event.argument.upper()
+        served = [verb for verb in VERBS if verb not in self.session.rules.refused]
         if not topic:
-            return Reply(214, f"Commands: {' '.join(VERBS)}\nHELP <verb> shows its syntax")
-        if topic not in VERBS:
-            return Reply(504, f"No such topic; topics: {' '.join(VERBS)}", "5.5.4")
+            return Reply(214, f"Commands: {' '.join(served)}\nHELP <verb> shows its syntax")
+        if topic not in served:
+            return Reply(504, f"No such topic; topics: {' '.join(served)}", "5.5.4")
         return Reply(214, VERBS[topic].usage)
 
     def _drop_sink(self) -> None:

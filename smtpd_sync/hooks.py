@@ -6,9 +6,21 @@ on the spot, and so do the methods of a *battery*, an object given as ``deliver=
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Type, Union
+from typing import (
+    IO,
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    List,
+    Mapping,
+    Tuple,
+    Type,
+    Union,
+)
 
 from .reply import Reply
+from .sasl import MECHANISMS
 
 if TYPE_CHECKING:
     import sys
@@ -16,6 +28,7 @@ if TYPE_CHECKING:
 
     from .envelope import Envelope
     from .handler import SMTPHandler
+    from .sasl import Credentials, Secret
     from .syntax import Mailbox
 
     if sys.version_info >= (3, 12):
@@ -27,6 +40,8 @@ if TYPE_CHECKING:
     """``None`` and ``True`` accept, ``False`` refuses with the hook's own reply."""
     Receipt = Union[None, bool, str, Reply]
     """A `Verdict`, or the text of the 250."""
+    Receipts = Union[Receipt, List[Receipt]]
+    """A `Receipt`; in LMTP also one for each recipient, in order."""
 
     class Battery(Protocol):
         """An object whose methods are hooks; `attach` gives what serves one connection."""
@@ -38,12 +53,14 @@ if TYPE_CHECKING:
 
         validate_host: Callable[[str], Verdict]
         validate_helo: Callable[[str], Verdict]
+        authenticate: Callable[[Credentials], Union[bool, str, Reply, None]]
+        secret: Callable[[str, str], Secret]
         validate_sender: Callable[[Mailbox], Verdict]
         validate_recipient: Callable[[Mailbox], Verdict]
         validate_data: Callable[[Mailbox, List[Mailbox]], Verdict]
-        deliver: Union[Callable[[Mailbox, List[Mailbox], bytes], Receipt], Battery]
-        deliver_message: Callable[[EmailMessage, Mailbox, List[Mailbox]], Receipt]
-        deliver_envelope: Callable[[Envelope], Receipt]
+        deliver: Union[Callable[[Mailbox, List[Mailbox], bytes], Receipts], Battery]
+        deliver_message: Callable[[EmailMessage, Mailbox, List[Mailbox]], Receipts]
+        deliver_envelope: Callable[[Envelope], Receipts]
         open_sink: Callable[[Envelope], IO[bytes]]
         verify: Callable[[str], Receipt]
         expand: Callable[[str], Receipt]
@@ -55,6 +72,8 @@ __all__ = ["HOOKS", "discard", "hooked"]
 HOOKS: Mapping[str, str] = {
     "validate_host": "address",
     "validate_helo": "name",
+    "authenticate": "credentials",
+    "secret": "mechanism, username",
     "validate_sender": "mailbox",
     "validate_recipient": "mailbox",
     "validate_data": "sender, recipients",
@@ -70,6 +89,8 @@ HOOKS: Mapping[str, str] = {
 
 DELIVERIES = ("deliver_envelope", "deliver_message", "deliver")
 """The hooks that take a message: one of them is needed. The first that a class has is called."""
+
+HOOKS_BY_REACH = (*DELIVERIES, *(name for name in HOOKS if name not in DELIVERIES))
 
 
 def discard(sender: Mailbox, recipients: List[Mailbox], data: bytes) -> None:
@@ -115,15 +136,42 @@ def _battery_methods(battery: Any) -> Dict[str, Any]:
     return {**{name: method(name) for name in names}, "attach_battery": attach}
 
 
-def delivery_of(handler: Type[SMTPHandler], base: Type[SMTPHandler]) -> Optional[str]:
-    """Name the delivery hook of a handler class, that of its most derived class if it has two."""
-    for cls in handler.__mro__:
-        if cls is base:
-            return None
-        for name in DELIVERIES:
-            if name in vars(cls):
-                return name
-    return None
+def overridden(handler: Type[SMTPHandler], base: Type[SMTPHandler]) -> List[str]:
+    """Name the hooks that a handler class overrides, those of its most derived class first."""
+    classes = handler.__mro__[: handler.__mro__.index(base)]
+    return [name for cls in classes for name in HOOKS_BY_REACH if name in vars(cls)]
+
+
+def mechanisms_of(handler: Type[SMTPHandler], options: Mapping[str, Any]) -> Tuple[str, ...]:
+    """Name the SASL mechanisms that a handler class and the options can serve.
+
+    Raises ``ValueError`` where one was asked for that cannot be, or AUTH is required and none is.
+    """
+    overridden = handler.overridden
+    authenticates = "authenticate" in overridden or bool(options["users"])
+    can = {
+        "password": authenticates,
+        "token": authenticates,
+        "certificate": "authenticate" in overridden,
+        "secret": "secret" in overridden or bool(options["users"]),
+    }
+    asked = options["mechanisms"]
+    if asked is None:
+        found = tuple(n for n, row in MECHANISMS.items() if row.by_default and can[row.needs])
+    else:
+        found = asked
+        for name in asked:
+            if not can[MECHANISMS[name].needs]:
+                hook = "secret" if MECHANISMS[name].needs == "secret" else "authenticate"
+                raise ValueError(f"mechanisms: {name} needs the hook {hook}, or users=")
+    if options["require_auth"] and not found:
+        raise ValueError("require_auth needs users=, or the hook authenticate or secret")
+    if found and options["auth_require_tls"] and options["tls"] is None:
+        raise ValueError(
+            "AUTH is offered inside TLS only: give a certificate (tls), or auth_require_tls=False "
+            "where passwords may cross the network in the clear"
+        )
+    return found
 
 
 def verdict(name: str, result: object, accepted: Reply, refused: Reply) -> Reply:

@@ -24,12 +24,16 @@ class Limits(NamedTuple):
     command_line: int = 512
     """Octets of a command line with its CRLF, to which each extension adds (4.5.3.1.4).
     500 5.5.2."""
+    auth_line: int = 12_288
+    """Octets of a line of an AUTH exchange with its CRLF (RFC 4954 4). 500 5.5.6."""
     text_line: Optional[int] = None
     """Octets of a line of mail data with its CRLF (4.5.3.1.6 asks for 1,000). 500 5.6.0 if set."""
     command_timeout: float = 300.0
     """Seconds for the client to send a whole command (4.5.3.2.7). 421 4.4.2 and close."""
     handshake_timeout: float = 60.0
     """Seconds for a whole TLS handshake. Close without a word."""
+    proxy_timeout: float = 5.0
+    """Seconds for a proxy to send its PROXY header. Close without a word."""
     data_rate: int = 500
     """Octets a second that win mail data more time; ``command_timeout`` is the most it can win."""
     errors: int = 20
@@ -37,6 +41,8 @@ class Limits(NamedTuple):
     junk_commands: int = 100
     """Commands that bring no mail (NOOP, RSET, EHLO, VRFY ...) since the last delivered message.
     421 4.7.0 and close."""
+    auth_failures: int = 3
+    """Failed AUTH exchanges of a session. 421 4.7.0 and close."""
     connections: int = 1_000
     """Sessions at a time, at most half of what RLIMIT_NOFILE allows. 421 without a thread."""
 

@@ -3,19 +3,76 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import stat
+from typing import Callable, List, NamedTuple, Sequence, Tuple, Union
 
 from .limits import Limits
 from .options import OPTIONS
 
-__all__ = ["listen", "own_name", "within_descriptors"]
+__all__ = ["Address", "Listener", "UnixSocket", "listen", "systemd_sockets", "within_descriptors"]
 
 log = logging.getLogger("smtpd_sync")
 
 BACKLOG = 1_024  # 5, socketserver's, hangs clients at twenty at once
+SYSTEMD_FIRST = 3  # sd_listen_fds(3)
 
 
-def listen(host: str, port: int) -> socket.socket:
+class UnixSocket(NamedTuple):
+    """A Unix socket to listen at: its path, and the mode of the file."""
+
+    path: str
+    mode: int = 0o600
+
+
+Address = Union[Tuple[str, int], str, UnixSocket, socket.socket]
+"""``(host, port)``, the path of a Unix socket, a `UnixSocket`, or a socket that listens already."""
+
+
+class Listener(NamedTuple):
+    """A socket that listens, and what is to be done when it is closed."""
+
+    socket: socket.socket
+    release: Callable[[], None]
+
+
+def listen(address: Union[Address, Sequence[Address]]) -> List[Listener]:
+    """Listen at one address or at several; ``OSError`` if one cannot be had, and then at none."""
+    several = isinstance(address, list)
+    listeners: List[Listener] = []
+    try:
+        for each in address if several else [address]:  # type: ignore[union-attr]
+            listeners.append(_listen(each))
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+            listener.release()
+        raise
+    if not listeners:
+        raise ValueError("no address to listen at")
+    return listeners
+
+
+def _listen(address: object) -> Listener:
+    if isinstance(address, socket.socket):
+        return Listener(address, _nothing)
+    if isinstance(address, str):
+        address = UnixSocket(address)
+    if isinstance(address, UnixSocket):
+        return _listen_unix(address)
+    if isinstance(address, tuple) and len(address) >= 2:
+        return Listener(_listen_tcp(*address[:2]), _nothing)
+    raise ValueError(
+        f"an address is (host, port), a path, a UnixSocket, a socket, or a list: {address!r}"
+    )
+
+
+def _nothing() -> None:
+    """Leave things as they are."""
+
+
+def _listen_tcp(host: str, port: int) -> socket.socket:
     """Bind and listen. ``""`` is every address, IPv6 and IPv4 where the platform has both."""
     if not host and socket.has_dualstack_ipv6():
         return socket.create_server(
@@ -32,6 +89,60 @@ def listen(host: str, port: int) -> socket.socket:
         backlog=BACKLOG,
         dualstack_ipv6=dualstack,
     )
+
+
+def _listen_unix(address: UnixSocket) -> Listener:
+    if not hasattr(socket, "AF_UNIX"):
+        raise ValueError("this platform has no Unix sockets")
+    path = os.fspath(address.path)
+    _remove_stale(path)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.bind(path)
+        os.chmod(path, address.mode)  # before it listens: nobody gets in meanwhile
+        made.listen(BACKLOG)
+        own = os.stat(path)
+    except OSError as error:
+        made.close()
+        raise OSError(error.errno, error.strerror or str(error), path) from None  # which it is
+    except BaseException:
+        made.close()
+        raise
+
+    def release() -> None:
+        try:
+            if os.path.samestat(os.stat(path), own):  # not another server's by now
+                os.unlink(path)
+        except OSError:
+            pass  # it is gone already
+
+    return Listener(made, release)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a server that is dead; leave a file, and the socket of one alive."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+def systemd_sockets() -> List[Address]:
+    """Give the sockets that systemd opened for us (``LISTEN_FDS``, sd_listen_fds(3)).
+
+    Raises ``ValueError`` if there are none.
+    """
+    number = os.environ.get("LISTEN_FDS", "")
+    count = int(number) if number.isdecimal() else 0
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or count < 1:
+        raise ValueError("systemd gave no sockets: LISTEN_PID and LISTEN_FDS are not for us")
+    return [socket.socket(fileno=SYSTEMD_FIRST + n) for n in range(count)]
 
 
 def own_name() -> str:

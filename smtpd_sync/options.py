@@ -7,10 +7,12 @@ all come from here.
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Tuple
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from .data import BARE_NEWLINE_RULES
+from .extensions import check_extensions
 from .limits import DEFAULT_LIMITS, Limits
+from .sasl import MECHANISMS
 from .syntax import is_domain
 
 __all__ = ["OPTIONS", "Option", "check_options"]
@@ -80,6 +82,40 @@ def _tls(value: Any) -> Any:
     )
 
 
+def _names(value: Any) -> Dict[str, Any]:
+    return {_hostname(name).lower(): _tls(setting) for name, setting in dict(value or {}).items()}
+
+
+def _networks(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"a sequence of networks, not the text {value!r}")
+    if not value:
+        return ()
+    from .proxy import check_networks  # ipaddress is not cheap
+
+    return check_networks(str(network) for network in value)
+
+
+def _users(value: Any) -> Dict[str, str]:
+    users = dict(value or {})
+    for name, password in users.items():
+        if not (isinstance(name, str) and isinstance(password, str) and name and password):
+            raise ValueError("a mapping of names to passwords, neither empty")
+    return users
+
+
+def _mechanisms(value: Any) -> Optional[Tuple[str, ...]]:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        raise ValueError(f"a sequence of names, not the text {value!r}")
+    names = tuple(str(name).upper() for name in value)
+    for name in names:
+        if name not in MECHANISMS:
+            raise ValueError(f"no mechanism {name!r}; there are: {', '.join(MECHANISMS)}")
+    return names
+
+
 OPTIONS: Dict[str, Option] = {
     option.name: option
     for option in (
@@ -88,6 +124,18 @@ OPTIONS: Dict[str, Option] = {
         Option("tls", None, _tls, "context, (certfile, keyfile) or callable; offers STARTTLS"),
         Option("implicit_tls", False, _flag, "TLS from the first octet (RFC 8314)"),
         Option("require_tls", False, _flag, "530 to all that needs STARTTLS first"),
+        Option("users", {}, _users, "name -> password of who may AUTH"),
+        Option(
+            "mechanisms", None, _mechanisms, "SASL mechanisms; those the hooks can serve if None"
+        ),
+        Option("require_auth", False, _flag, "530 to MAIL without AUTH"),
+        Option("auth_require_tls", True, _flag, "offer AUTH inside TLS only"),
+        Option("extensions", (), check_extensions, "extensions to offer beside those always on"),
+        Option("ignore_parameters", False, _flag, "accept and record unknown parameters"),
+        Option("sni", {}, _names, "server name -> its certificate, as tls takes it (SNI)"),
+        Option("proxy_protocol", (), _networks, "networks whose PROXY header is believed"),
+        Option("xclient", (), _networks, "networks that may use XCLIENT and XFORWARD"),
+        Option("lmtp", False, _flag, "speak LMTP (RFC 2033): a reply for each recipient"),
         Option(
             "strict", False, _flag, "the grammar to the letter: no space after FROM:, no bare a@b"
         ),
@@ -114,7 +162,7 @@ def check_options(values: Mapping[str, Any]) -> Dict[str, Any]:
             raise ValueError(f"unknown option {name!r}; the options are: {', '.join(OPTIONS)}")
         try:
             checked[name] = OPTIONS[name].check(value)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             text = str(error)
             raise ValueError(text if text.startswith(f"{name}:") else f"{name}: {text}") from None
     return checked

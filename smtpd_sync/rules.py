@@ -5,24 +5,40 @@ Nothing that a session would look up for each command is looked up twice.
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple
+from typing import Iterable, Mapping, NamedTuple, Tuple
 
-from .command import VERBS, Grammar, grammar
+from . import reply as replies
+from .command import ATTRIBUTES, AUTH, BODY, SIZE, SMTPUTF8, VERBS, Extension, Grammar, grammar
 from .limits import DEFAULT_LIMITS, Limits
+from .reply import Reply
+from .sasl import MECHANISMS
 
 __all__ = ["DEFAULT_RULES", "Rules", "rules"]
 
 
+XCLIENT = Extension("XCLIENT", " ".join(ATTRIBUTES["XCLIENT"]))
+XFORWARD = Extension("XFORWARD", " ".join(ATTRIBUTES["XFORWARD"]))
+
+
 class Rules(NamedTuple):
-    """What is the same for every session of a server. Made by `rules`, shared, never changed."""
+    """What a session goes by. Made by `rules`, shared, never changed."""
 
     limits: Limits
     strict_pipelining: bool
     bare_newline: str
     require_tls: bool
+    require_auth: bool
+    auth_require_tls: bool
+    mechanisms: Tuple[str, ...]
+    """SASL mechanisms that may be offered, in the order of their worth."""
+    salt_key: bytes
+    hostname: str
+    lmtp: bool
     grammar: Grammar
-    keywords: Mapping[str, str]
-    """EHLO keyword -> its parameter, of what a session in the clear offers."""
+    extensions: Tuple[Extension, ...]
+    """What EHLO offers, but for AUTH."""
+    refused: Mapping[str, Reply]
+    """Verbs that are not served here, and what they are told."""
     line_lengths: Mapping[str, int]
     """Verb -> octets its command line may have."""
     longest_line: int
@@ -34,33 +50,70 @@ def rules(
     *,
     starttls: bool = False,
     require_tls: bool = False,
+    mechanisms: Iterable[str] = (),
+    require_auth: bool = False,
+    auth_require_tls: bool = True,
+    salt_key: bytes = b"",
+    hostname: str = "localhost",
+    lmtp: bool = False,
+    xclient: bool = False,
     strict: bool = False,
     strict_pipelining: bool = True,
     bare_newline: str = "normalize",
+    extensions: Iterable[Extension] = (),
+    ignore_parameters: bool = False,
 ) -> Rules:
     """Work out, once, all that a session would have to look up for each command."""
-    keywords = {
-        "SIZE": str(limits.message_size or 0),  # 0: no fixed limit (RFC 1870 4)
-        "8BITMIME": "",
-        "PIPELINING": "",
-        "ENHANCEDSTATUSCODES": "",
-        "SMTPUTF8": "",
-        **({"STARTTLS": ""} if starttls else {}),
-        "HELP": "",
-    }
-    known = grammar(strict, keywords)
-    lengths = dict.fromkeys(VERBS, limits.command_line)
-    for row in known.parameters.values():
+    offered = (*_always(limits), *extensions, Extension("HELP", rfc="RFC 5321"))
+    if starttls:
+        offered = (*offered, Extension("STARTTLS", rfc="RFC 3207"))
+    if xclient:
+        offered = (*offered, XCLIENT, XFORWARD)
+    sasl = tuple(name for name in MECHANISMS if name in set(mechanisms))
+    auth = (Extension("AUTH", parameters=(AUTH,), rfc="RFC 4954"),) if sasl else ()
+    known = grammar(strict, (*offered, *auth), ignore_parameters)
+    refused = {"HELO": replies.UNRECOGNIZED, "EHLO": replies.UNRECOGNIZED}  # RFC 2033 4.1
+    if not lmtp:
+        refused = {"LHLO": replies.NOT_IMPLEMENTED}
+    if not xclient:
+        refused.update({"XCLIENT": replies.UNRECOGNIZED, "XFORWARD": replies.UNRECOGNIZED})
+    if not starttls:
+        refused["STARTTLS"] = replies.NOT_IMPLEMENTED
+    if not sasl:
+        refused["AUTH"] = replies.NOT_IMPLEMENTED
+    lengths = {**dict.fromkeys(VERBS, limits.command_line), "AUTH": limits.auth_line}
+    for row, _ in known.parameters.values():
         lengths[row.verb] += row.octets
     return Rules(
         limits,
         strict_pipelining,
         bare_newline,
         require_tls,
+        require_auth,
+        auth_require_tls,
+        sasl,
+        salt_key,
+        hostname,
+        lmtp,
         known,
-        keywords,
+        offered,
+        refused,
         lengths,
         max(lengths.values()),
+    )
+
+
+def _always(limits: Limits) -> Tuple[Extension, ...]:
+    return (
+        # 0 is no fixed limit (RFC 1870 4).
+        Extension("SIZE", str(limits.message_size or 0), (SIZE,), "RFC 1870"),
+        Extension("8BITMIME", parameters=(BODY,), rfc="RFC 6152"),
+        Extension("PIPELINING", rfc="RFC 2920"),
+        Extension("CHUNKING", rfc="RFC 3030"),
+        Extension("BINARYMIME", rfc="RFC 3030"),
+        Extension("ENHANCEDSTATUSCODES", rfc="RFC 2034"),
+        Extension("SMTPUTF8", parameters=(SMTPUTF8,), rfc="RFC 6531"),
+        Extension("LIMITS", f"RCPTMAX={limits.recipients}", rfc="RFC 9422"),
     )
 
 

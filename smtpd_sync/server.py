@@ -6,24 +6,27 @@ Knows sockets and threads; what is said on a connection is the handler's and the
 from __future__ import annotations
 
 import logging
+import os
 import selectors
 import socket
 import socketserver
 import threading
 from time import monotonic
-from types import SimpleNamespace, TracebackType
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Set, Tuple, Type, Union
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Tuple, Type, Union
 
 from . import reply as replies
 from .connection import Connection
+from .extensions import Extension
 from .handler import SMTPHandler
-from .hooks import HOOKS, hooked
 from .limits import DEFAULT_LIMITS, Limits
-from .listening import listen, own_name, within_descriptors
-from .options import OPTIONS, check_options
-from .rules import rules
+from .listening import Address, listen
+from .options import OPTIONS
+from .settings import Settings, resolve
 
 if TYPE_CHECKING:
+    from .proxy import Networks
+    from .settings import Keywords, Unpack
     from .tls import TLSSetting
 
 __all__ = ["SMTPServer"]
@@ -33,14 +36,14 @@ log = logging.getLogger("smtpd_sync")
 REAPER_PERIOD = 0.5
 PAUSE = 0.1  # after accept() failed for want of descriptors
 FAREWELL = 1.0  # for threads whose connection was cut at the deadline
-
-Address = Tuple[str, int]
+AF_UNIX = getattr(socket, "AF_UNIX", None)  # Windows has none
 
 
 class SMTPServer(socketserver.ThreadingTCPServer):
     """An SMTP server with one thread for each connection.
 
-    ``address`` is ``(host, port)``; the socket is bound and listening when the constructor returns.
+    ``address`` is ``(host, port)``, the path of a Unix socket, a socket that listens already, or a
+    list of those; the sockets are bound and listening when the constructor returns.
     ``options`` are those of the table `smtpd_sync.options.OPTIONS`; each is also a class attribute,
     of the server or of the handler, that a subclass may set. ``hooks`` are callables named after
     the methods of `SMTPHandler`. Raises ``ValueError`` for an option or hook that cannot be, and
@@ -52,6 +55,16 @@ class SMTPServer(socketserver.ThreadingTCPServer):
     tls: Optional[TLSSetting] = None
     implicit_tls: bool = False
     require_tls: bool = False
+    users: Mapping[str, str] = {}
+    mechanisms: Optional[Tuple[str, ...]] = None
+    require_auth: bool = False
+    auth_require_tls: bool = True
+    extensions: Tuple[Union[str, Extension], ...] = ()
+    ignore_parameters: bool = False
+    sni: Mapping[str, TLSSetting] = {}
+    proxy_protocol: Networks = ()
+    xclient: Networks = ()
+    lmtp: bool = False
     strict: bool = False
     strict_pipelining: bool = True
     bare_newline: str = "normalize"
@@ -64,12 +77,13 @@ class SMTPServer(socketserver.ThreadingTCPServer):
 
     def __init__(
         self,
-        address: Union[Address, Tuple[str, int, int, int]],
+        address: Union[Address, List[Address]],
         handler: Type[SMTPHandler] = SMTPHandler,
-        **options: Any,
+        **options: Unpack[Keywords],
     ) -> None:
         self._handler = handler
         self._hooks: Dict[str, Any] = {}
+        self._salt_key = os.urandom(32)
         self._set_up(options)
         self._sessions: Set[Connection] = set()
         self._threads: Set[threading.Thread] = set()
@@ -81,83 +95,66 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         """Whether `stop` was called."""
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_sender.setblocking(False)
-        host, port = address[:2]
         try:
-            listener = listen(host, port)
+            self._listeners = listen(address)
         except BaseException:
-            self._wake_receiver.close()
-            self._wake_sender.close()
+            self._listeners = []
+            self._close()
             raise
+        names = [listener.socket.getsockname() for listener in self._listeners]
+        self._addresses = [(each,) if isinstance(each, str) else tuple(each[:2]) for each in names]
+        if self.lmtp and any(where[-1] == 25 for where in self._addresses):
+            self._close()
+            raise ValueError("lmtp: port 25 is for SMTP (RFC 2033 5)")
+        self._address = self._addresses[0]
+        self.socket = self._listeners[0].socket
+        self.address_family = self.socket.family
         handler_class: Any = self.RequestHandlerClass
-        socketserver.BaseServer.__init__(self, listener.getsockname(), handler_class)
-        self.socket = listener
-        self.address_family = listener.family
-        self.server_address = listener.getsockname()
+        socketserver.BaseServer.__init__(self, self.socket.getsockname(), handler_class)
 
     # -- options -----------------------------------------------------------------------------
 
-    def configure(self, **options: Any) -> None:
+    def configure(self, **options: Unpack[Keywords]) -> None:
         """Set options and hooks, for the connections to come; as the constructor does."""
         self._set_up(options)
 
     def _set_up(self, options: Mapping[str, Any]) -> None:
-        hooks = {name: value for name, value in options.items() if name in HOOKS}
-        unknown = [name for name in options if name not in HOOKS and name not in OPTIONS]
-        if unknown:
-            raise ValueError(
-                f"unknown option {unknown[0]!r}; the options are: {', '.join(OPTIONS)}; "
-                f"the hooks are: {', '.join(HOOKS)}"
-            )
-        values = {name: getattr(self._handler, name, getattr(self, name)) for name in OPTIONS}
-        values.update({name: vars(self)[name] for name in OPTIONS if name in vars(self)})
-        values.update({name: value for name, value in options.items() if name in OPTIONS})
-        values = check_options(values)
-        hooks = {n: hook for n, hook in {**self._hooks, **hooks}.items() if hook is not None}
-        handler = hooked(self._handler, hooks)
-        if handler.delivery is None:
-            raise ValueError(
-                "nothing would take the mail: give deliver=, or override deliver in the handler; "
-                "deliver=smtpd_sync.discard takes it and keeps none"
-            )
-        context = None
-        if values["tls"] is not None:
-            from .tls import context_of
+        inherited = {name: getattr(self._handler, name, getattr(self, name)) for name in OPTIONS}
+        inherited.update({name: vars(self)[name] for name in OPTIONS if name in vars(self)})
+        settings = resolve(self._handler, {**inherited, **self._hooks}, options, self._salt_key)
+        vars(self).update({name: getattr(settings, name) for name in OPTIONS})
+        self._hooks = settings.hooks
+        self.RequestHandlerClass = settings.handler
+        self.settings: Settings = settings
 
-            context = context_of(values["tls"])
-        elif values["implicit_tls"] or values["require_tls"]:
-            raise ValueError("implicit_tls and require_tls need tls=, a certificate to serve with")
-        values["hostname"] = values["hostname"] or own_name()
-        values["limits"] = within_descriptors(values["limits"], "limits" in options)
-        self._hooks = hooks
-        vars(self).update(values)
-        self.RequestHandlerClass = handler
-        own = (self.hostname.lower().rstrip("."), *self.local_domains)
-        self.settings = SimpleNamespace(
-            **values,
-            context=context,
-            postmasters={"postmaster", *(f"postmaster@{name}" for name in own)},
-            rules=rules(
-                self.limits,
-                starttls=context is not None and not self.implicit_tls,
-                require_tls=self.require_tls,
-                strict=self.strict,
-                strict_pipelining=self.strict_pipelining,
-                bare_newline=self.bare_newline,
-            ),
-        )
+    def reload_tls(self) -> None:
+        """Read the certificates again, for the connections to come; sessions live on.
+
+        Raises ``ValueError`` for a file that cannot be used, and keeps what it had; also where
+        ``tls`` is a bare context, of which we do not know where it came from.
+        """
+        if self.tls is None or not (isinstance(self.tls, tuple) or callable(self.tls)):
+            raise ValueError("reload_tls() needs tls= as a (certfile, keyfile) pair or a callable")
+        self._set_up({})
 
     # -- where it listens --------------------------------------------------------------------
 
     @property
-    def address(self) -> Address:
-        """``(host, port)`` where it listens; the port is the real one where 0 was asked for."""
-        host, port = self.server_address[:2]
-        return str(host), int(port)
+    def addresses(self) -> List[Tuple[Any, ...]]:
+        """Where it listens: ``(host, port)`` of each socket, ``(path,)`` of a Unix socket."""
+        return list(self._addresses)
+
+    @property
+    def address(self) -> Tuple[Any, ...]:
+        """The first of `addresses`; the port is the real one where 0 was asked for."""
+        return self._address
 
     @property
     def port(self) -> int:
-        """The port of `address`."""
-        return self.address[1]
+        """The port of `address`; ``ValueError`` where that is a Unix socket."""
+        if len(self._address) < 2:
+            raise ValueError("a Unix socket has no port")
+        return int(self._address[1])
 
     # -- serving -----------------------------------------------------------------------------
 
@@ -233,19 +230,20 @@ class SMTPServer(socketserver.ThreadingTCPServer):
 
     def _accept(self) -> None:
         with selectors.DefaultSelector() as selector:
-            self.socket.setblocking(False)
-            selector.register(self.socket, selectors.EVENT_READ)
+            for listener in self._listeners:
+                listener.socket.setblocking(False)
+                selector.register(listener.socket, selectors.EVENT_READ, listener.socket)
             selector.register(self._wake_receiver, selectors.EVENT_READ)
             while not self.stopping:
                 for key, _ in selector.select():
-                    if key.fileobj is self.socket:
-                        self._accept_waiting()
+                    if key.data is not None:
+                        self._accept_waiting(key.data)
 
-    def _accept_waiting(self) -> None:
-        """Take all clients that wait."""
+    def _accept_waiting(self, listener: socket.socket) -> None:
+        """Take all clients that wait at a listener."""
         while not self.stopping:
             try:
-                request, address = self.get_request()
+                request, address = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -289,7 +287,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         """Serve one client, in its thread."""
         try:
             request.setblocking(True)
-            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if request.family != AF_UNIX:
+                request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.finish_request(request, client_address)
         except Exception:
             log.exception("a session failed")
@@ -321,7 +320,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
 
     def _drain(self) -> None:
         """Wait for the sessions to end, until the deadline; then cut them off."""
-        self.socket.close()
+        self._close_listeners()
         for handler in list(self._sessions):
             handler.stop()
         if not self._wait_for_threads():
@@ -346,8 +345,15 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         except OSError:
             pass  # it is awake, or over
 
+    def _close_listeners(self) -> None:
+        # Once: by the second time the path of a Unix socket may be another server's.
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener.socket.close()
+            listener.release()
+
     def _close(self) -> None:
-        self.socket.close()
+        self._close_listeners()
         self._wake_receiver.close()
         self._wake_sender.close()
         self._over.set()

@@ -81,6 +81,12 @@ def is_domain(text: str, strict: bool = False) -> bool:
     return len(text) <= DOMAIN_LENGTH and pattern.fullmatch(text) is not None
 
 
+def is_address(text: str) -> bool:
+    """Tell whether ``text`` is an IP address, without brackets."""
+    ipv4 = _IPV4_LITERAL.fullmatch(f"[{text}]") is not None
+    return ipv4 or literal(f"[IPv6:{text}]") is not None
+
+
 def literal(text: str) -> Optional[str]:
     """Give an address literal in its one spelling, or ``None`` if it is none (RFC 5321 4.1.3)."""
     if _IPV4_LITERAL.fullmatch(text):

@@ -48,22 +48,26 @@ def date(seconds: Optional[float] = None) -> str:
 def with_protocol(envelope: Envelope) -> str:
     """Give the WITH keyword: SMTP, ESMTPS, UTF8SMTPSA ... (RFC 3848, RFC 6531 4.3)."""
     session = envelope.session
+    lmtp = session.rules.lmtp
     if not session.esmtp:
         return "SMTP"
-    name = "UTF8SMTP" if envelope.smtputf8 else "ESMTP"
+    if envelope.smtputf8:
+        name = "UTF8LMTP" if lmtp else "UTF8SMTP"
+    else:
+        name = "LMTP" if lmtp else "ESMTP"
     return name + "S" * (session.tls is not None) + "A" * (session.user is not None)
 
 
 def received(envelope: Envelope, hostname: str) -> bytes:
     """Give the ``Received`` field of a message, folded, with its CRLF."""
     peer, tls = envelope.peer, envelope.tls
-    address = f"IPv6:{peer.address}" if ":" in peer.address else peer.address
+    address = f"[IPv6:{peer.address}]" if ":" in peer.address else f"[{peer.address}]"
     helo = _UNSAFE.sub("?", envelope.helo) or "unknown"
     secured = f"\r\n\t({_cipher(tls)})" if tls else ""
     # With several recipients "for" would show each of them the others (RFC 5321 7.2).
     lone = envelope.recipients[0] if len(envelope.recipients) == 1 else ""
     field = (
-        f"Received: from {helo} ([{address}])\r\n"
+        f"Received: from {helo} ({address if peer.address else 'local'})\r\n"
         f"\tby {hostname} with {with_protocol(envelope)} id {envelope.id}"
         f"{secured}"
         f"{lone and f'{chr(13)}{chr(10)}{chr(9)}for <{lone}>'};\r\n"

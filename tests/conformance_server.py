@@ -57,6 +57,9 @@ def main():
             tls=certificate(directory),
             limits=Limits(message_size=1_048_576),
             trace=False,
+            users={"test": "secret"},
+            mechanisms=("SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN", "LOGIN", "CRAM-MD5"),
+            extensions=("DSN",),
         ) as server,
     ):
         print(f"listening on 127.0.0.1:{server.port}", flush=True)

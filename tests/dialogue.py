@@ -15,29 +15,38 @@ its RFC and says what holds; then::
     D: Subject: hello           ... and with this line of data and CRLF; (any) is any data
 
 The server greets with 220 before the first line, unless that is an S: line. In C:, R: and D:
-lines ``\r \n \t \\ \x00`` are octets and ``\{600*a}`` is 600 times an ``a``. A dialogue delivers
-what it shows and nothing else. Comments that are directives::
+lines ``\r \n \t \\ \x00`` are octets, ``\{600*a}`` is 600 times an ``a``, and ``\{b64:a}`` is the
+base64 of an ``a``, also in S: lines. A dialogue delivers what it shows and nothing else. Comments
+that are directives::
 
-    # option: bare_newline=keep     an option; with a|b the dialogue is held once with each value
+    # option: bare_newline=keep     an option; with a|b the dialogue is held once with each value;
+                                    mechanisms and extensions are lists: a,b
+    # user: tim=secret              a user and the password
     # limit: recipients=2           one of the limits
     # hook: RCPT b@y.example 550 5.1.1 No such user
                                     what the server's owner answers to a verb, if the argument is
                                     this one, or to any argument where there is none; the verbs
-                                    "connection" and "message" are the host and the delivery
+                                    "connection" and "message" are the host and the delivery, in
+                                    LMTP to the recipient of the argument; "credentials" and
+                                    "secret" are what AUTH asks about the user of the argument
+    # inside TLS: yes               TLS is there from the first octet; with the word "certificate"
+                                    the client has one, with "binding" TLS has a channel binding
     # early: yes                    the first group comes before the greeting
     # feeding: whole                a group must come in one piece: the dialogue is about that
     # core only: why                not held over a socket
 """
 
 import ast
+import base64
 import itertools
 import pathlib
 import random
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from smtpd_sync import Limits, Reply
+from smtpd_sync import Limits, Peer, Reply, extensions
 from smtpd_sync.envelope import TLS
+from smtpd_sync.reply import AUTH_FAILED, AUTH_OK
 from smtpd_sync.rules import rules
 from smtpd_sync.session import END, NEED_DATA, Session
 from smtpd_sync.states import State
@@ -80,39 +89,60 @@ class Dialogue(NamedTuple):
     title: str
     options: Dict[str, Any]
     limits: Dict[str, Any]
+    users: Dict[str, str]
     hooks: List[Hook]
     directives: Dict[str, str]
     exchanges: List[Exchange]
     deliveries: List[Delivery]
 
 
-_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|\{(\d+)\*([^}]*)\}|([rnt\\]))")
+_ESCAPE = re.compile(
+    rb"\\(?:x([0-9a-fA-F]{2})|\{(\d+)\*([^}]*)\}|\{b64:((?:[^{}]|\{[^{}]*\})*)\}|([rnt\\]))"
+)
 _OCTETS = {b"r": b"\r", b"n": b"\n", b"t": b"\t", b"\\": b"\\"}
-_HOOK = re.compile(r"(\w+)(?: (?!\d{3}\b)(\S+))? (\d{3})(?: (\d\.\d+\.\d+))?(?: (.*))?")
-_DIRECTIVE = re.compile(r"(option|limit|hook|early|feeding|core only): (.*)")
+_HOOK = re.compile(r"(\w+)(?: (?!\d{3}(?: |$))(\S+))? (\d{3})(?: (\d\.\d+\.\d+))?(?: (.*))?")
+_DIRECTIVE = re.compile(r"(option|limit|user|hook|inside TLS|early|feeding|core only): (.*)")
+_CALL = re.compile(r"(\w+)\((\w*)\)")
 
 
 def unescape(text):
     """Give the octets of a line's text."""
 
     def octets(match):
-        code, times, again, letter = match.groups()
+        code, times, again, encoded, letter = match.groups()
         if code:
             return bytes([int(code, 16)])
         if times:
             return int(times) * _ESCAPE.sub(octets, again)
+        if encoded is not None:
+            return base64.b64encode(_ESCAPE.sub(octets, encoded))
         return _OCTETS[letter]
 
     return _ESCAPE.sub(octets, text.encode())
 
 
-def values(text):
-    """Read ``value`` or ``value|value``."""
+def values(option, text):
+    """Read ``value`` or ``value|value`` of an option."""
     for word in text.split("|"):
+        if option == "mechanisms":
+            yield tuple(word.split(","))
+            continue
+        if option == "extensions":
+            yield extensions.check_extensions([extension(name) for name in word.split(",")])
+            continue
         try:
             yield ast.literal_eval(word)
         except ValueError:
             yield word
+
+
+def extension(text):
+    """Give the extension of a name, or of a call such as ``future_release(3600)``."""
+    call = _CALL.fullmatch(text)
+    if call is None:
+        return text
+    make, value = getattr(extensions, call[1]), call[2]
+    return make(int(value) if value.isdecimal() else value)
 
 
 def read_dialogues(path):
@@ -130,17 +160,22 @@ def read_dialogues(path):
 
 def read_dialogue(name, lines):
     """Read one dialogue."""
-    options, limits, hooks, directives = [], {}, [], {}
+    options, limits, users, hooks, directives = [], {}, {}, [], {}
     comments = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     for comment in comments[1:]:
         match = _DIRECTIVE.fullmatch(comment[2:])
         kind, text = match.groups() if match else ("", "")
         if kind == "option":
             option, _, value = text.partition("=")
-            options.append([(option, one) for one in values(value)])
+            options.append(
+                [(option, word, one) for word, one in zip(value.split("|"), values(option, value))]
+            )
         elif kind == "limit":
             limit, _, value = text.partition("=")
             limits[limit] = ast.literal_eval(value)
+        elif kind == "user":
+            user, _, password = text.partition("=")
+            users[user] = password
         elif kind == "hook":
             verb, argument, code, status, words = _HOOK.fullmatch(text).groups()
             hooks.append(Hook(verb, argument, Reply(int(code), words or "", status)))
@@ -148,12 +183,13 @@ def read_dialogue(name, lines):
             directives[kind] = text
     exchanges, deliveries = read_exchanges(lines[len(comments) :], "early" in directives)
     for chosen in itertools.product(*options):
-        label = "".join(f" {option}={value}" for option, value in chosen)
+        label = "".join(f" {option}={word}" for option, word, _ in chosen)
         yield Dialogue(
             name + label,
             comments[0][2:],
-            dict(chosen),
+            {option: value for option, _, value in chosen},
             limits,
+            users,
             hooks,
             directives,
             exchanges,
@@ -181,7 +217,7 @@ def read_exchanges(lines, early) -> Tuple[List[Exchange], List[Delivery]]:
             if text == "(closed)":
                 exchanges[-1] = exchanges[-1]._replace(closed=True)
             else:
-                exchanges[-1].replies.append(text)
+                exchanges[-1].replies.append(unescape(text).decode())
         elif kind == "E":
             sender, _, recipients = text.partition(" -> ")
             sender = "" if sender == "<>" else sender
@@ -209,10 +245,12 @@ def all_dialogues():
 ANSWERS = {
     "connection": Reply(220, f"{HOSTNAME} ESMTP"),
     "HELO": Reply(250, HOSTNAME),
+    "AUTH": AUTH_OK,
     "STARTTLS": Reply(220, "Go ahead"),
     "MAIL": Reply(250, "Sender OK", "2.1.0"),
     "RCPT": Reply(250, "Recipient OK", "2.1.5"),
     "DATA": Reply(354),
+    "BDAT": Reply(354),
     "message": Reply(250, "Taken"),
     "RSET": Reply(250),
     "NOOP": Reply(250),
@@ -227,9 +265,10 @@ ANSWERS = {
 class Driver:
     """Answers the events of a session, as a handler does, and keeps what is delivered."""
 
-    def __init__(self, session, hooks=()):
+    def __init__(self, session, hooks=(), users=None):
         self.session = session
         self.hooks = hooks
+        self.users = users or {}
         self.events = []
         """The verbs that the session let through."""
         self.deliveries: List[Delivery] = []
@@ -251,33 +290,83 @@ class Driver:
                 self._content.append(event.argument)
                 continue
             self.events.append(event.verb)
+            if event.verb in ("DATA", "BDAT"):
+                self._content.clear()
+            if event.verb == "secret":
+                request = event.argument
+                request.fault = self._scripted("secret", request.username)
+                request.secret = self.users.get(request.username)
+                continue
             self.session.reply(self._answer(event))
             said.append(self.session.data_to_send())
             if self.session.state is State.TLS:
                 self.session.tls_started(TLS("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256))
 
-    def _answer(self, event):
-        answer = ANSWERS.get(event.verb)
-        if event.verb == "EHLO":
-            answer = Reply(250, "\n".join([HOSTNAME, *self.session.keywords]))
-        if event.verb == "message" and event.argument is not None:
-            answer = event.argument
-        else:
-            for verb, argument, reply in self.hooks:
-                if verb == event.verb and argument in (None, event.argument):
-                    answer = reply
-        if event.verb == "message":
-            data = b"".join(self._content)
-            self._content.clear()
-            if answer.code < 400:
-                envelope = self.session.envelope
-                self.deliveries.append(Delivery(envelope.sender, envelope.recipients, data))
+    def _scripted(self, verb, argument):
+        answer = None
+        for hook in self.hooks:
+            if hook.verb == verb and hook.argument in (None, argument):
+                answer = hook.reply
         return answer
+
+    def _answer(self, event):
+        if event.verb == "message":
+            return self._deliver(event.argument)
+        if event.verb == "credentials":
+            return self._authenticate(event.argument)
+        asked = self.session.peer.address if event.verb == "connection" else event.argument
+        answer = ANSWERS.get(event.verb)
+        if event.verb in ("EHLO", "LHLO"):
+            answer = Reply(250, "\n".join([HOSTNAME, *self.session.keywords]))
+        return self._scripted(event.verb, asked) or answer
+
+    def _authenticate(self, credentials):
+        refusal = self._scripted("credentials", credentials.username)
+        if refusal is not None:
+            return refusal
+        known = credentials.check(self.users.get(credentials.username))
+        itself = credentials.authzid in ("", credentials.username)
+        if not itself or not (known or credentials.verified):
+            return AUTH_FAILED
+        self.session.user = credentials.username
+        return AUTH_OK
+
+    def _deliver(self, fault):
+        data = b"".join(self._content)
+        self._content.clear()
+        envelope = self.session.envelope
+        if fault is not None:
+            return fault
+        each = [self._scripted("message", name) for name in envelope.recipients]
+        each = [reply or ANSWERS["message"] for reply in each]
+        taken = [name for name, reply in zip(envelope.recipients, each) if reply.code < 400]
+        if taken:
+            self.deliveries.append(Delivery(envelope.sender, taken, data))
+        return each if self.session.rules.lmtp else each[0]
+
+
+LOCALHOST = Peer("127.0.0.1", 40000)
+WITH_USERS = ("SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN", "LOGIN")  # as a server has them
 
 
 def session_of(dialogue):
     """Give a session under the options of a dialogue."""
-    return Session(rules(Limits(**dialogue.limits), **dialogue.options))
+    options = dict(dialogue.options)
+    if dialogue.users:
+        options.setdefault("mechanisms", WITH_USERS)
+    session = Session(rules(Limits(**dialogue.limits), hostname=HOSTNAME, **options), LOCALHOST)
+    inside = dialogue.directives.get("inside TLS", "")
+    if inside:
+        session.tls_started(
+            TLS(
+                "TLSv1.3",
+                "TLS_AES_256_GCM_SHA384",
+                256,
+                peer_certificate={"subject": ()} if "certificate" in inside else None,
+                end_point=b"binding" if "binding" in inside else None,
+            )
+        )
+    return session
 
 
 def split_lines(octets, chance=None):
@@ -314,7 +403,7 @@ def hold(dialogue, feeding):
     Gives what was said, octet for octet.
     """
     session = session_of(dialogue)
-    driver = Driver(session, dialogue.hooks)
+    driver = Driver(session, dialogue.hooks, dialogue.users)
     chance = random.Random(feeding)
     said = []
     for exchange in dialogue.exchanges:

@@ -13,6 +13,7 @@ import pytest
 from support import LOOPBACK, Client, Program, have_ipv6
 
 from smtpd_sync import __version__, cli
+from smtpd_sync.cli import REPEATABLE
 from smtpd_sync.options import OPTIONS
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
@@ -386,8 +387,8 @@ def test_help_fits_a_screen_and_shows_the_defaults(run):
     for piece in ("default: 127.0.0.1:8025", "default: human", "default: 32M", "default: ESMTP"):
         assert piece in text
     for name, option in OPTIONS.items():
-        if name not in ("tls", "limits"):
-            flag = name.replace("_", "-").rstrip("s" if option.default == () else "")
+        if name not in ("tls", "limits", "users"):
+            flag = name.replace("_", "-").rstrip("s" if name in REPEATABLE else "")
             assert f"--{'no-' if option.default is True else ''}{flag}" in text
     assert "default: normalize" in text
 

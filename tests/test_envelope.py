@@ -40,6 +40,26 @@ def test_envelope_knows_whether_it_is_internationalized(session, parameters, smt
     assert Envelope(session, Mailbox(), parameters).smtputf8 is smtputf8
 
 
+@pytest.mark.parametrize(
+    ("parameters", "binary"),
+    [
+        ({}, False),
+        ({"BODY": "8BITMIME"}, False),
+        ({"BODY": "BINARYMIME"}, True),
+        ({"BODY": "binarymime"}, True),
+    ],
+)
+def test_envelope_knows_whether_it_is_binary(session, parameters, binary):
+    assert Envelope(session, Mailbox(), parameters).binary is binary
+
+
+def test_envelope_knows_who_sends_it(session):
+    envelope = Envelope(session, Mailbox())
+    assert envelope.user is None
+    session.user = "tim"
+    assert envelope.user == "tim"
+
+
 def test_mail_data_that_has_not_come_is_an_error(session):
     envelope = Envelope(session, Mailbox())
     with pytest.raises(ValueError, match="not come"):

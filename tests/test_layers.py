@@ -18,9 +18,13 @@ MODULES = {
 
 # From the bottom to the top; a module imports from its own layer and from those below it.
 LAYERS = (
-    ("limits", "reply", "syntax", "command", "data", "envelope", "states", "rules", "session"),
-    ("hooks", "trace", "options"),
-    ("connection", "handler", "server", "listening", "tls"),
+    (
+        *("limits", "reply", "syntax", "command", "extensions", "data", "inbox", "maildata"),
+        *("envelope", "sasl", "exchange", "states", "rules", "checks"),
+        *("answering", "mailreading", "authreading", "session"),
+    ),
+    ("hooks", "trace", "proxy", "options"),
+    ("connection", "handler", "settings", "server", "listening", "tls"),
     ("service", "cli", "show"),
 )
 CORE = LAYERS[0]

@@ -3,7 +3,7 @@
 import pytest
 
 import smtpd_sync
-from smtpd_sync import Limits, SMTPHandler, SMTPServer, discard
+from smtpd_sync import Limits, SMTPHandler, SMTPServer, discard, future_release
 from smtpd_sync.options import OPTIONS
 
 ADDRESS = ("127.0.0.1", 0)
@@ -14,6 +14,16 @@ VALUES = {
     "tls": ("TLS", [42, "cert.pem", ("one",)]),
     "implicit_tls": (True, ["yes", 1, None]),
     "require_tls": (True, ["yes", 1, None]),
+    "users": ({"ann": "sesame"}, [{"ann": ""}, {"": "sesame"}, {"ann": 42}, "ann"]),
+    "mechanisms": (("PLAIN",), ["PLAIN", ["NONE"], 42]),
+    "require_auth": (True, ["yes", 1, None]),
+    "auth_require_tls": (False, ["no", 0, None]),
+    "extensions": (("DSN", future_release(60)), ["DSN", ["NONE"], [42]]),
+    "ignore_parameters": (True, ["yes", 1, None]),
+    "sni": ("NAMES", ["mail.example", {"mail.example": 42}, {"a b": ("c.pem", None)}]),
+    "proxy_protocol": (("10.0.0.0/8", "2001:db8::/32"), ["10.0.0.0/8", ["ten"], ["10.0.0.1/8"]]),
+    "xclient": (("192.0.2.0/24",), ["192.0.2.0/24", [42.5], ["192.0.2.0/33"]]),
+    "lmtp": (True, ["yes", 1, None]),
     "strict": (True, ["yes", 1]),
     "strict_pipelining": (False, ["no", 0]),
     "bare_newline": ("reject", ["ignore", None, 1]),
@@ -29,10 +39,13 @@ def test_every_option_is_tried_here():
 
 def options_with(name, certificate):
     """Give keywords that set option ``name`` to its value, with what it needs beside it."""
+    made = {"TLS": certificate, "NAMES": {"mail.example": certificate}}
     value = VALUES[name][0]
-    values = {name: certificate if value == "TLS" else value}
-    if name in ("implicit_tls", "require_tls"):
+    values = {name: made[value] if isinstance(value, str) and value in made else value}
+    if name in ("implicit_tls", "require_tls", "sni"):
         values["tls"] = certificate
+    if name in ("users", "mechanisms", "require_auth"):
+        values = {"users": {"bob": "sesame"}, "auth_require_tls": False, **values}
     return values
 
 
@@ -59,7 +72,12 @@ def test_option_is_set_in_every_way(no_leaks, certificate, way, name):
     options = options_with(name, certificate)
     server = way(name, options)
     try:
-        assert getattr(server, name) == options[name]
+        kept = [str(each) for each in server.proxy_protocol or server.xclient]
+        kept = kept or [each.keyword for each in server.extensions]
+        if kept:
+            assert kept == [getattr(each, "keyword", each) for each in options[name]]
+        else:
+            assert getattr(server, name) == options[name]
     finally:
         server.stop()
 
@@ -86,6 +104,12 @@ EFFECTS = {
         "250 2.1.5 ",
     ),
     "limits": (["EHLO c.example"], "SIZE 1234"),
+    "users": (["EHLO c.example"], "AUTH SCRAM-SHA-256 PLAIN LOGIN"),
+    "mechanisms": (["EHLO c.example"], "AUTH PLAIN"),
+    "require_auth": (["EHLO c.example", "MAIL FROM:<a@x.example>"], "530 5.7.0 "),
+    "extensions": (["EHLO c.example"], "250-DSN"),
+    "ignore_parameters": (["EHLO c.example", "MAIL FROM:<a@x.example> X-A=1"], "250 2.1.0 "),
+    "lmtp": (["LHLO c.example"], "250-mx.example"),
 }
 
 

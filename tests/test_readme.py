@@ -21,9 +21,11 @@ from support import DEADLINE, ROOT, Program
 
 from smtpd_sync import Limits, SMTPServer, __all__, hooks, reply
 from smtpd_sync.cli import parser
-from smtpd_sync.command import PARAMETERS, VERBS
+from smtpd_sync.command import VERBS
+from smtpd_sync.extensions import EXTENSIONS, future_release
 from smtpd_sync.options import OPTIONS
 from smtpd_sync.rules import rules
+from smtpd_sync.sasl import MECHANISMS
 
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
 MESSAGE = "Subject: hi\r\n\r\nHello\r\n"
@@ -262,6 +264,8 @@ def test_hooks_refuse_as_the_manual_says():
     replies = {
         "validate_host": reply.HOST_REFUSED,
         "validate_helo": reply.NAME_REFUSED,
+        "authenticate": reply.AUTH_FAILED,
+        "secret": reply.AUTH_FAILED,
         "validate_sender": reply.SENDER_REFUSED,
         "validate_recipient": reply.RECIPIENT_REFUSED,
         "validate_data": reply.DATA_REFUSED,
@@ -285,7 +289,9 @@ def test_options_are_those_of_the_code():
 
 def test_options_have_the_flags_that_the_manual_says():
     flags = {action.dest: action.option_strings for action in parser()._actions}
-    flags.update(tls=flags["tls_cert"] + flags["tls_key"], limits=flags["max_size"])
+    flags.update(
+        tls=flags["tls_cert"] + flags["tls_key"], limits=flags["max_size"], users=flags["auth"]
+    )
     for name, _, said, _ in table("options"):
         assert literals(said) == flags[literals(name)[0]]
 
@@ -312,11 +318,13 @@ def test_limits_are_answered_as_the_manual_says():
         ("message_size", reply.MESSAGE_TOO_BIG, reply.FAR_TOO_BIG),
         ("recipients", reply.TOO_MANY_RECIPIENTS),
         ("command_line", reply.LINE_TOO_LONG),
+        ("auth_line", reply.AUTH_LINE_TOO_LONG),
         ("text_line", reply.TEXT_LINE_TOO_LONG),
         ("command_timeout", reply.TIMED_OUT),
         ("data_rate", reply.TIMED_OUT),
         ("errors", reply.TOO_MANY_ERRORS),
         ("junk_commands", reply.TOO_MANY_COMMANDS),
+        ("auth_failures", reply.TOO_MANY_FAILURES),
     ):
         for each in replies:
             assert f"{each.code} {each.status}" in said[name]
@@ -324,14 +332,36 @@ def test_limits_are_answered_as_the_manual_says():
 
 def test_extensions_are_those_of_the_code():
     rows = {literals(keyword)[0]: rfc for keyword, rfc, _ in table("extensions")}
-    assert list(rows) == list(rules(starttls=True).keywords)
-    for row in PARAMETERS:
-        assert rows[row.extension] == row.rfc
+    assert rows.pop("AUTH") == "RFC 4954"
+    assert rows == {each.keyword: each.rfc for each in rules(starttls=True).extensions}
+
+
+def test_more_extensions_are_those_of_the_code():
+    known = {**EXTENSIONS, "FUTURERELEASE": future_release(1)}
+    rows = {literals(row[0])[0]: row for row in table("more-extensions")}
+    assert {name: row[1] for name, row in rows.items()} == {
+        name: extension.rfc for name, extension in known.items()
+    }
+    for name, row in rows.items():
+        told = {word for word in literals(row[3]) if word not in ("MAIL", "RCPT")}
+        assert told == {parameter.keyword for parameter in known[name].parameters}
+
+
+def test_mechanisms_are_those_of_the_code():
+    (rows,) = re.findall(r"^EXTERNAL .+?(?=^=)", README, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^([A-Z][A-Z0-9-]+) ", rows, re.MULTILINE) == list(MECHANISMS)
+
+
+def test_configuration_of_the_proxy_is_the_one_that_was_tested():
+    template = (ROOT / "tests" / "haproxy.cfg").read_text(encoding="utf-8")
+    here = {"one": "10.0.0.1:10025", "two": "10.0.0.2:10025"}
+    text = template.format(listen=":25", send_proxy="send-proxy-v2", **here)
+    assert textwrap.indent(text.rstrip("\n"), "    ") in README
 
 
 def test_commands_are_those_of_the_code():
-    (line,) = re.findall(r"^Commands: (.+)\.$", README, re.MULTILINE)
-    assert line.split(", ") == list(VERBS)
+    (text,) = re.findall(r"^Commands: (.+?)\.\n\n", README, re.MULTILINE | re.DOTALL)
+    assert re.split(r",\s+", text) == list(VERBS)
 
 
 def test_public_names_are_in_the_manual():

@@ -5,7 +5,10 @@ from dialogue import Driver
 
 from smtpd_sync import Limits, Peer, Reply
 from smtpd_sync.command import Command
+from smtpd_sync.data import ContentDecoder
 from smtpd_sync.envelope import TLS
+from smtpd_sync.inbox import Inbox
+from smtpd_sync.maildata import MailData
 from smtpd_sync.rules import rules
 from smtpd_sync.session import END, NEED_DATA, Session
 from smtpd_sync.states import State
@@ -153,6 +156,11 @@ def test_transaction_is_from_mail_to_the_end_of_mail_data():
         driver.feed(group)
         seen.append(session.in_transaction)
     assert seen == [False, False, True, True, True, True, False]
+    seen = []
+    for group in (MAIL, RCPT, b"BDAT 3\r\n", b"abc", b"BDAT 0 LAST\r\n"):
+        driver.feed(group)
+        seen.append((session.in_transaction, session.receiving_mail))
+    assert seen == [(True, False), (True, False), (True, True), (True, False), (False, False)]
 
 
 # -- mail data -----------------------------------------------------------------------------------
@@ -417,15 +425,32 @@ def test_errors_before_the_handshake_count():
 # -- memory --------------------------------------------------------------------------------------
 
 
-def kept(session):
-    return sum(len(value) for value in vars(session).values() if isinstance(value, bytes))
+def kept(thing):
+    """Count the octets that a session keeps, in itself and in what it is made of."""
+    if isinstance(thing, bytes):
+        return len(thing)
+    if isinstance(thing, list):
+        return sum(map(kept, thing))
+    slots = [name for base in type(thing).__mro__ for name in getattr(base, "__slots__", ())]
+    values = [*vars(thing).values()] if isinstance(thing, Session) else []
+    values += [getattr(thing, name, None) for name in slots if isinstance(thing, KEEPERS)]
+    return sum(map(kept, values))
+
+
+KEEPERS = (Inbox, MailData, ContentDecoder)
+
+
+def test_what_is_kept_is_counted():
+    session, _ = session_after(EHLO, GROUP)
+    session.receive_data(b"x" * 100)
+    assert kept(session) >= 100
 
 
 def test_line_without_end_is_not_kept():
     session, driver = session_after(EHLO)
     for _ in range(100):
         assert driver.feed(b"x" * 1000) == b""
-        assert kept(session) < 2000
+        assert kept(session) <= session.rules.longest_line + 1
     assert driver.feed(b"\r\n").startswith(b"500 ")
     assert driver.feed(b"NOOP\r\n").startswith(b"250 ")
 
@@ -436,3 +461,103 @@ def test_mail_data_is_not_kept():
         driver.feed(b"x" * 100)
         assert kept(session) < 200
     assert driver.feed(b"\r\n.\r\n").startswith(b"552 ")
+
+
+def test_chunks_are_not_kept():
+    session, driver = session_after(EHLO, MAIL + RCPT, limits=Limits(message_size=10**6))
+    driver.feed(b"BDAT 100000 LAST\r\n")
+    for _ in range(99):
+        driver.feed(b"x" * 1000)
+        assert kept(session) < 1200  # the last piece
+    session, driver = session_after(EHLO, limits=Limits(message_size=10**6))
+    assert driver.feed(b"BDAT 100000 LAST\r\n") == b""
+    for _ in range(99):
+        assert driver.feed(b"x" * 1000) == b""
+        assert kept(session) < 1200  # the last piece
+    assert driver.feed(b"x" * 1000).startswith(b"503 ")
+
+
+def test_responses_are_not_kept():
+    session, driver = session_after(EHLO, mechanisms=["PLAIN"], auth_require_tls=False)
+    driver.feed(b"AUTH PLAIN\r\n")
+    for _ in range(100):
+        assert driver.feed(b"A" * 1000) == b""
+        assert kept(session) <= session.rules.longest_line + 1
+    assert driver.feed(b"\r\n").startswith(b"500 5.5.6 ")
+
+
+# -- replies of LMTP -----------------------------------------------------------------------------
+
+
+def test_replies_are_as_many_as_the_recipients():
+    # RFC 2033 4.2
+    session, driver = session_after(lmtp=True)
+    driver.feed(b"LHLO client.example\r\n")
+    driver.feed(MAIL + RCPT + RCPT + b"DATA\r\n")
+    assert ask(session, b".\r\n").verb == "message"
+    with pytest.raises(ValueError, match="1 replies for 2 recipients"):
+        session.reply([Reply(250)])
+
+
+def test_one_reply_is_for_all_recipients():
+    session, driver = session_after(lmtp=True)
+    driver.feed(b"LHLO client.example\r\n")
+    driver.feed(MAIL + RCPT + RCPT + b"DATA\r\n")
+    assert ask(session, b".\r\n").verb == "message"
+    session.reply(Reply(452))
+    assert [line[:3] for line in session.data_to_send().splitlines()] == [b"452", b"452"]
+
+
+# -- who a proxy speaks for ----------------------------------------------------------------------
+
+
+def test_xclient_says_who_the_client_is():
+    session, _ = session_after(EHLO, xclient=True)
+    attributes = b"ADDR=IPV6:2001:db8::1 PORT=4000 HELO=real.example LOGIN=tim"
+    assert ask(session, b"XCLIENT " + attributes + b"\r\n").verb == "connection"
+    assert session.peer == ("2001:db8::1", 4000)
+    assert (session.helo, session.esmtp, session.user) == ("real.example", False, "tim")
+    session.reply(Reply(220))
+    assert ask(session, b"XCLIENT ADDR=[UNAVAILABLE]\r\n").verb == "connection"
+    assert session.peer == ("", 0)
+    assert session.user is None
+
+
+def test_xforward_is_recorded():
+    session, driver = session_after(EHLO, xclient=True)
+    driver.feed(b"XFORWARD ADDR=192.0.2.9 NAME=[UNAVAILABLE]\r\n")
+    driver.feed(b"XFORWARD NAME=real.example\r\n")
+    assert session.forwarded == {"ADDR": "192.0.2.9", "NAME": "real.example"}
+    assert session.peer == ("", 0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "kept"),
+    [
+        ([MAIL, RCPT, b"DATA\r\n"], True),
+        ([MAIL, RCPT, b"BDAT 0\r\n"], True),
+        ([MAIL, RCPT, b"DATA\r\n", b".\r\n"], False),
+        ([MAIL, RCPT, b"BDAT 0 LAST\r\n"], False),
+        ([b"RSET\r\n"], False),
+        ([EHLO], False),
+        ([b"STARTTLS\r\n"], False),
+        ([b"NOOP\r\n", b"MAIL FROM:<a\r\n"], True),
+    ],
+)
+def test_what_was_forwarded_is_of_one_transaction(groups, kept):
+    # Postfix XFORWARD_README
+    session, driver = session_after(EHLO, xclient=True, starttls=True)
+    driver.feed(b"XFORWARD ADDR=192.0.2.9\r\n")
+    for group in groups:
+        driver.feed(group)
+    assert session.forwarded == ({"ADDR": "192.0.2.9"} if kept else {})
+
+
+def test_attributes_may_come_in_several_commands():
+    # Postfix XCLIENT_README
+    session, driver = session_after(EHLO, xclient=True)
+    driver.feed(b"XCLIENT ADDR=192.0.2.1 PORT=4000\r\n")
+    driver.feed(b"XCLIENT NAME=real.example\r\n")
+    assert session.peer == ("192.0.2.1", 4000)
+    driver.feed(b"XCLIENT ADDR=192.0.2.2\r\n")
+    assert session.peer == ("192.0.2.2", 0)

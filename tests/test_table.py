@@ -19,16 +19,25 @@ from smtpd_sync.states import (
     OUT_OF_TURN,
     TRANSITIONS,
     UNSERVED,
+    WITH_AUTH,
     WITHOUT_TLS,
     State,
 )
 
-OFFERS_TLS = rules(starttls=True, strict_pipelining=False)
+OFFERS_TLS = rules(
+    starttls=True,
+    mechanisms=["PLAIN"],
+    auth_require_tls=False,
+    xclient=True,
+    strict_pipelining=False,
+)
 
 EHLO = b"EHLO client.example\r\n"
 MAIL = b"MAIL FROM:<a@x.example>\r\n"
 RCPT = b"RCPT TO:<b@y.example>\r\n"
 DATA = b"DATA\r\n"
+BDAT = b"BDAT 0\r\n"
+AUTH = b"AUTH PLAIN\r\n"
 
 # What leads there, and what the client may say there.
 INTO = {
@@ -40,6 +49,8 @@ INTO = {
     State.MAIL: EHLO + MAIL,
     State.RCPT: EHLO + MAIL + RCPT,
     State.DATA: EHLO + MAIL + RCPT + DATA,
+    State.BDAT: EHLO + MAIL + RCPT + BDAT,
+    State.AUTH: EHLO + AUTH,
     State.CLOSED: b"QUIT\r\n",
 }
 COMMAND = {
@@ -56,6 +67,13 @@ COMMAND = {
     "EXPN": b"EXPN b\r\n",
     "QUIT": b"QUIT\r\n",
 }
+# Those that the session begins by itself, or that begin more than a reply ends.
+BEGINNING = {
+    "AUTH": AUTH,
+    "BDAT": BDAT,
+    "XCLIENT": b"XCLIENT ADDR=192.0.2.1\r\n",
+    "XFORWARD": b"XFORWARD ADDR=192.0.2.1\r\n",
+}
 # The states in which a line from the client is a command.
 LISTENING = (
     State.REFUSED,
@@ -63,6 +81,7 @@ LISTENING = (
     State.READY,
     State.MAIL,
     State.RCPT,
+    State.BDAT,
 )
 POSITIVE = {
     "connection": Reply(220),
@@ -74,27 +93,41 @@ ACCEPT = Reply(250, "Yes")
 REFUSE = Reply(550, "No")
 DEFER = Reply(450, "Later")
 
-# State after a positive reply, in the order of LISTENING (RFC 5321 3.1 and 4.1.4, RFC 3207 4).
+# State after a positive reply, in the order of LISTENING (RFC 5321 3.1 and 4.1.4, RFC 3207 4,
+# RFC 3030 2, RFC 4954 4, Postfix's XCLIENT_README).
 BY_THE_BOOK = {
-    "HELO": (None, State.READY, State.READY, State.READY, State.READY),
-    "EHLO": (None, State.READY, State.READY, State.READY, State.READY),
-    "STARTTLS": (None, None, State.TLS, None, None),
-    "MAIL": (None, None, State.MAIL, None, None),
-    "RCPT": (None, None, None, State.RCPT, State.RCPT),
-    "DATA": (None, None, None, None, State.DATA),
-    "RSET": (None, State.GREETED, State.READY, State.READY, State.READY),
-    "NOOP": (None, State.GREETED, State.READY, State.MAIL, State.RCPT),
-    "HELP": (None, State.GREETED, State.READY, State.MAIL, State.RCPT),
-    "VRFY": (None, State.GREETED, State.READY, State.MAIL, State.RCPT),
-    "EXPN": (None, State.GREETED, State.READY, State.MAIL, State.RCPT),
-    "QUIT": (State.CLOSED,) * 5,
+    "HELO": (None, *(State.READY,) * 5),
+    "EHLO": (None, *(State.READY,) * 5),
+    "LHLO": (None, *(State.READY,) * 5),
+    "STARTTLS": (None, None, State.TLS, None, None, None),
+    "AUTH": (None, None, State.AUTH, None, None, None),
+    "XCLIENT": (None, State.NEW, State.NEW, None, None, None),
+    "XFORWARD": (None, None, State.READY, None, None, None),
+    "MAIL": (None, None, State.MAIL, None, None, None),
+    "RCPT": (None, None, None, State.RCPT, State.RCPT, None),
+    "DATA": (None, None, None, None, State.DATA, None),
+    "BDAT": (None, None, None, None, State.BDAT, State.BDAT),
+    "RSET": (None, State.GREETED, *(State.READY,) * 4),
+    "NOOP": (None, *LISTENING[1:]),
+    "HELP": (None, *LISTENING[1:]),
+    "VRFY": (None, *LISTENING[1:]),
+    "EXPN": (None, *LISTENING[1:]),
+    "QUIT": (State.CLOSED,) * 6,
 }
-ROWS = [
+ALL_ROWS = [
     (verb, state, after)
     for verb, row in BY_THE_BOOK.items()
     for state, after in zip(LISTENING, row)
 ]
-CELLS = [pytest.param(*row, id=f"{row[0]}-{row[1].name}") for row in ROWS]
+ROWS = [row for row in ALL_ROWS if row[0] in COMMAND]
+
+
+def cells(rows):
+    return [pytest.param(*row, id=f"{row[0]}-{row[1].name}") for row in rows]
+
+
+CELLS = cells(ROWS)
+OUT_OF_TURN_CELLS = cells(row for row in ALL_ROWS if row[0] in BEGINNING and row[2] is None)
 
 
 def driven(state):
@@ -106,7 +139,11 @@ def driven(state):
     session.reply(REFUSE if state is State.REFUSED else Reply(220))
     for line in INTO[state].splitlines(keepends=True):
         session.receive_data(line)
-        session.reply(POSITIVE.get(session.next_event().verb, ACCEPT))
+        event = session.next_event()
+        if event is not NEED_DATA:  # as it is when AUTH waits for a response
+            session.reply(POSITIVE.get(event.verb, ACCEPT))
+    if state is State.BDAT:
+        assert session.next_event() is NEED_DATA
     assert session.state is state
     session.data_to_send()
     return session
@@ -114,11 +151,12 @@ def driven(state):
 
 def test_walk_covers_every_state_and_event():
     assert set(INTO) == set(State)
-    assert {*COMMAND, "connection", "tls", "content", "message"} <= set(TRANSITIONS)
-    assert set(BY_THE_BOOK) <= set(TRANSITIONS)
+    happenings = {"connection", "tls", "secret", "credentials", "content", "message"}
+    assert set(TRANSITIONS) == {*COMMAND, *BEGINNING, "LHLO", *happenings}
+    assert {*BY_THE_BOOK, *happenings} == set(TRANSITIONS)
 
 
-@pytest.mark.parametrize(("verb", "state", "after"), CELLS)
+@pytest.mark.parametrize(("verb", "state", "after"), cells(ALL_ROWS))
 def test_table_says_what_the_rfc_says(verb, state, after):
     assert TRANSITIONS[verb].get(state) is after
 
@@ -137,6 +175,105 @@ def test_verb_in_state(verb, state, after):
     assert session.state is state, "nothing moves before the reply"
     session.reply(POSITIVE.get(verb, ACCEPT))
     assert session.state is after
+
+
+@pytest.mark.parametrize(("verb", "state", "after"), OUT_OF_TURN_CELLS)
+def test_beginning_out_of_turn_is_503(verb, state, after):
+    session = driven(state)
+    session.receive_data(BEGINNING[verb])
+    assert session.next_event() is NEED_DATA
+    assert session.data_to_send().startswith(b"503 ")
+    assert session.state is state
+
+
+def test_auth_begins_an_exchange():
+    session = driven(State.READY)
+    session.receive_data(AUTH)
+    assert session.next_event() is NEED_DATA
+    assert session.state is State.AUTH
+    assert session.data_to_send() == b"334 \r\n"
+
+
+@pytest.mark.parametrize("reply", [ACCEPT, REFUSE, DEFER, Reply(421)], ids=repr)
+def test_credentials_end_the_exchange(reply):
+    session = driven(State.AUTH)
+    session.receive_data(b"AHRpbQBzZWNyZXQ=\r\n")
+    event = session.next_event()
+    assert event.verb == "credentials"
+    assert session.state is State.AUTH
+    session.reply(reply)
+    assert session.state is (State.CLOSED if reply.code == 421 else State.READY)
+
+
+@pytest.mark.parametrize("verb", [*COMMAND, *BEGINNING])
+def test_command_in_an_exchange_is_a_response(verb):
+    session = driven(State.AUTH)
+    session.receive_data({**COMMAND, **BEGINNING}[verb])
+    assert session.next_event() is NEED_DATA
+    assert session.data_to_send().startswith(b"501 5.5.2 ")
+    assert session.state is State.READY
+
+
+@pytest.mark.parametrize("state", [State.GREETED, State.READY], ids=lambda state: state.name)
+def test_xclient_begins_again(state):
+    session = driven(state)
+    session.receive_data(BEGINNING["XCLIENT"])
+    assert session.next_event().verb == "connection"
+    assert session.state is State.NEW
+    assert session.peer == ("192.0.2.1", 0)
+    session.reply(Reply(220))
+    assert session.state is State.GREETED
+    assert (session.helo, session.esmtp, session.user) == ("", False, None)
+
+
+def test_xforward_stays():
+    session = driven(State.READY)
+    session.receive_data(BEGINNING["XFORWARD"])
+    assert session.next_event() is NEED_DATA
+    assert session.data_to_send().startswith(b"250 ")
+    assert session.state is State.READY
+    assert session.forwarded == {"ADDR": "192.0.2.1"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "after"),
+    [
+        (Reply(354), State.BDAT),
+        (REFUSE, State.READY),
+        (DEFER, State.READY),
+        (Reply(421), State.CLOSED),
+    ],
+    ids=repr,
+)
+def test_first_chunk_is_asked_for(reply, after):
+    session = driven(State.RCPT)
+    session.receive_data(BDAT)
+    assert session.next_event().verb == "BDAT"
+    assert session.state is State.RCPT
+    session.reply(reply)
+    session.next_event()
+    assert session.state is after
+    if after is State.READY:
+        assert session.envelope is None
+
+
+def test_next_chunk_is_not():
+    session = driven(State.BDAT)
+    session.receive_data(BDAT)
+    assert session.next_event() is NEED_DATA
+    assert session.data_to_send().startswith(b"250 ")
+    assert session.state is State.BDAT
+
+
+@pytest.mark.parametrize("state", LISTENING[1:], ids=lambda state: state.name)
+@pytest.mark.parametrize("line", [b"XCLIENT ADDR=192.0.2.1", b"XFORWARD ADDR=192.0.2.1"])
+def test_who_is_not_trusted_speaks_for_nobody(state, line):
+    session = driven(state)
+    session.rules = rules()
+    session.receive_data(line + b"\r\n")
+    assert session.next_event() is NEED_DATA
+    assert session.data_to_send().startswith(b"500 5.5.2 ")
+    assert session.state is state
 
 
 @pytest.mark.parametrize("refusal", [REFUSE, DEFER], ids=["5yz", "4yz"])
@@ -167,7 +304,7 @@ def test_421_closes(verb, state):
 
 
 @pytest.mark.parametrize("state", LISTENING, ids=lambda state: state.name)
-@pytest.mark.parametrize("line", [b"WIZ", b"", b"EHLOX client.example", b"XCLIENT"])
+@pytest.mark.parametrize("line", [b"WIZ", b"", b"EHLOX client.example", b"XCLIENTS"])
 def test_unknown_verb_is_500(state, line):
     session = driven(state)
     session.receive_data(line + b"\r\n")
@@ -196,12 +333,16 @@ def test_verb_that_the_rfcs_know_is_502(state, verb):
         ("RCPT", State.READY, b"MAIL"),
         ("DATA", State.READY, b"MAIL"),
         ("DATA", State.MAIL, b"recipient"),
+        ("BDAT", State.GREETED, b"HELO"),
+        ("BDAT", State.READY, b"MAIL"),
+        ("BDAT", State.MAIL, b"recipient"),
+        ("AUTH", State.GREETED, b"HELO"),
     ],
     ids=str,
 )
 def test_503_says_what_is_missing(verb, state, text):
     session = driven(state)
-    session.receive_data(COMMAND[verb])
+    session.receive_data({**COMMAND, **BEGINNING}[verb])
     session.next_event()
     assert text in session.data_to_send()
 
@@ -288,7 +429,15 @@ def test_nothing_is_read_before_the_handshake():
         session.next_event()
 
 
-@pytest.mark.parametrize("state", [state for state in State if state is not State.TLS])
+def test_handshake_may_come_before_all():
+    # RFC 8314 3: TLS from the first octet
+    session = driven(State.NEW)
+    session.tls_started(TLS("TLSv1.3", "", 0))
+    assert session.state is State.NEW
+    assert session.tls is not None
+
+
+@pytest.mark.parametrize("state", [s for s in State if s not in (State.TLS, State.NEW)])
 def test_handshake_comes_after_starttls_alone(state):
     session = driven(state)
     with pytest.raises(KeyError):
@@ -311,23 +460,30 @@ def test_no_verb_is_served_and_unserved():
 def test_events_on_refusal_are_events():
     assert ON_REFUSAL["connection"] is State.REFUSED
     assert ON_REFUSAL["message"] is State.READY
+    assert ON_REFUSAL["BDAT"] is State.READY
+    assert ON_REFUSAL["credentials"] is State.READY
     assert set(ON_REFUSAL) <= set(TRANSITIONS)
 
 
 def test_gathered_are_the_commands_that_may_stand_anywhere_in_a_group():
-    # RFC 2920 3.1, less the verbs that are not served
-    assert set(GATHER) == {"MAIL", "RCPT", "RSET"}
+    # RFC 2920 3.1, less the verbs that are not served; RFC 3030 4.2; Postfix's XFORWARD_README
+    assert set(GATHER) == {"MAIL", "RCPT", "RSET", "BDAT", "XFORWARD"}
 
 
 def test_last_are_the_commands_that_end_a_group():
     # RFC 2920 3.1; QUIT ends it by itself
-    assert {"EHLO", "DATA", "VRFY", "EXPN", "NOOP"} <= LAST
+    assert {"EHLO", "DATA", "VRFY", "EXPN", "NOOP", "AUTH", "XCLIENT"} <= LAST
     assert not LAST & GATHER
 
 
 def test_without_tls_are_the_commands_of_rfc_3207():
     assert {"NOOP", "EHLO", "STARTTLS", "QUIT"} <= WITHOUT_TLS
-    assert not {"MAIL", "RCPT", "DATA", "VRFY", "EXPN"} & WITHOUT_TLS
+    assert not {"MAIL", "RCPT", "DATA", "BDAT", "AUTH", "VRFY", "EXPN"} & WITHOUT_TLS
+
+
+def test_with_auth_is_what_costs_or_tells_something():
+    # RFC 4954 6: all but AUTH, EHLO, HELO, NOOP, RSET and QUIT may be refused; RCPT needs MAIL
+    assert {"MAIL", "VRFY", "EXPN"} == WITH_AUTH
 
 
 def test_bare_are_the_replies_of_rfc_2034():
@@ -337,15 +493,16 @@ def test_bare_are_the_replies_of_rfc_2034():
 
 def test_junk_brings_no_mail():
     assert {"HELO", "EHLO", "RSET", "NOOP", "HELP", "VRFY", "EXPN"} <= JUNK
-    assert not JUNK & {"MAIL", "RCPT", "DATA", "QUIT", "STARTTLS"}
+    assert not JUNK & {"MAIL", "RCPT", "DATA", "BDAT", "QUIT", "STARTTLS"}
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), list(itertools.product(COMMAND, COMMAND)), ids="-".join
+    ("first", "second"), list(itertools.product([*COMMAND, "AUTH", "BDAT"], repeat=2)), ids="-".join
 )
 def test_two_commands_have_two_replies(first, second):
     driver = Driver(Session(OFFERS_TLS))
     driver.pull()
-    said = driver.feed(COMMAND[first] + COMMAND[second])
+    commands = {**COMMAND, **BEGINNING}
+    said = driver.feed(commands[first] + commands[second])
     codes = [line[:3] for line in said.splitlines() if line[3:4] == b" "]
     assert len(codes) == (1 if first == "QUIT" else 2)

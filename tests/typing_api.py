@@ -166,8 +166,8 @@ def run() -> None:
         started: SMTPServer = server.start()
         started.stop(timeout=1.5)
         print(address, port)
-    SMTPServer(("::1", 0, 0, 0), handler, **hooks).serve_forever()
-    Server(("", 0), deliver=discard, require_tls=True, **battery).start()
+    SMTPServer(("::1", 0), handler, **hooks).serve_forever()
+    Server(("", 0), require_tls=True, **battery).start()
 
 
 def run_module() -> None:
@@ -199,3 +199,9 @@ class Wrong(SMTPHandler):
 
     @override
     def validate_recipents(self, mailbox: Mailbox) -> None: ...  # type: ignore[misc]
+
+
+def wrong_keywords() -> None:
+    SMTPServer(("", 0), deliver=3)  # type: ignore[arg-type]
+    SMTPServer(("", 0), deliver=discard, banana=1)  # type: ignore[call-arg]
+    SMTPServer(("", 0), deliver=discard, hostname=1)  # type: ignore[arg-type]

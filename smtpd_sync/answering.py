@@ -1,0 +1,157 @@
+"""What a reply does: it goes to the outbox, it is counted, and it moves the state.
+
+The base of `Session`: all that is kept of a conversation, and the one place that changes its state.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional, Sequence, Union
+
+from . import reply as replies
+from .command import Command
+from .envelope import TLS, Envelope, Peer
+from .exchange import AuthExchange
+from .inbox import Inbox
+from .maildata import Chunk, MailData
+from .reply import Reply
+from .rules import DEFAULT_RULES, Rules
+from .sasl import SecretRequest
+from .states import BARE, CLOSED, GATHER, JUNK, NEW, ON_REFUSAL, TRANSITIONS
+
+__all__ = ["Answering"]
+
+
+class Answering:
+    """The state of one conversation."""
+
+    def __init__(self, rules: Rules = DEFAULT_RULES, peer: Optional[Peer] = None) -> None:
+        self.rules = rules
+        self.peer = peer or Peer("", 0)
+        """The client."""
+        self.tls: Optional[TLS] = None
+        """The TLS in use, or ``None``."""
+        self.state = NEW
+        self.helo = ""
+        """The name the client gave."""
+        self.esmtp = False
+        """Whether it said EHLO or LHLO."""
+        self.user: Optional[str] = None
+        """Who it authenticated as."""
+        self.envelope: Optional[Envelope] = None
+        """The transaction in course. At MAIL's event it is the one that is asked for."""
+        self.id = ""
+        """Names the session in the log."""
+        self.forwarded: Dict[str, str] = {}
+        """What a trusted proxy said by XFORWARD of the client of this transaction."""
+        self._inbox = Inbox()
+        self._outbox: List[bytes] = []
+        self._pending: Optional[Command] = None
+        self._gathering = False
+        self._ended = False
+        self._starved = False
+        self._mail: Optional[MailData] = None
+        self._chunk: Optional[Chunk] = None
+        self._exchange: Optional[AuthExchange] = None
+        self._request: Optional[SecretRequest] = None
+        self._errors = 0
+        self._junk = 0
+        self._failures = 0
+
+    # -- replies -----------------------------------------------------------------------------
+
+    def _answer(
+        self, verb: str, reply: Reply, event: Optional[Command] = None
+    ) -> Optional[Command]:
+        """Put ``reply`` in the outbox, count, and if it answers an ``event``, move the state.
+
+        Gives no event to the driver: ``return self._answer(...)``.
+        """
+        code = reply.code
+        limits = self.rules.limits
+        if verb in JUNK:
+            self._junk += 1
+            if self._junk > limits.junk_commands:
+                reply = replies.TOO_MANY_COMMANDS
+        if code >= 500:  # 4yz is a fault of ours, or of the hour: not the client's
+            self._errors += 1
+            if self._errors > limits.errors:
+                reply = replies.TOO_MANY_ERRORS
+            if verb == "credentials" and code not in (500, 501):  # those broke off
+                self._failures += 1
+                if self._failures > limits.auth_failures:
+                    reply = replies.TOO_MANY_FAILURES
+        self._outbox.append(reply.render(extended=verb not in BARE))
+        if event is not None:
+            if code < 400:
+                self.state = TRANSITIONS[verb][self.state]
+                effect = EFFECTS.get(verb)
+                if effect is not None:
+                    effect(self, event)
+            else:
+                self.state = ON_REFUSAL.get(verb, self.state)
+                if verb in CLOSES_TRANSACTION:
+                    self.envelope = None
+                    if verb != "MAIL":
+                        self.forwarded = {}
+        if reply.code == 421:
+            self.state = CLOSED
+        self._gathering = verb in GATHER and bool(self._inbox) and self.state is not CLOSED
+        return None
+
+    def _answer_message(self, event: Command, reply: Union[Reply, Sequence[Reply]]) -> None:
+        """Answer the end of mail data: once, or in LMTP for each recipient."""
+        count = len(self._open_envelope.recipients) if self.rules.lmtp else 1
+        each = [reply] * count if isinstance(reply, Reply) else list(reply)
+        if len(each) != count:
+            raise ValueError(f"{len(each)} replies for {count} recipients")
+        self._outbox.extend(one.render() for one in each[:-1])
+        self._answer("message", each[-1], event)
+        if any(one.code == 421 for one in each):
+            self.state = CLOSED
+        if any(one.code < 400 for one in each):
+            self._errors = self._junk = 0
+
+    def _hang_up(self, verb: str, reply: Reply) -> Optional[Command]:
+        """Answer and close; nothing of what else has come is read."""
+        self._outbox.append(reply.render(extended=verb not in BARE))
+        self._inbox.clear()
+        self.state = CLOSED
+        self._gathering = False
+        return None
+
+    def _greet(self, event: Command) -> None:
+        self.helo = event.argument
+        self.esmtp = event.verb != "HELO"
+        self._reset(event)
+
+    def _add_recipient(self, event: Command) -> None:
+        envelope = self._open_envelope
+        envelope.recipients.append(event.argument)
+        envelope.recipient_parameters.append(event.parameters)
+
+    def _reset(self, event: Command) -> None:
+        self.envelope = None
+        self.forwarded = {}  # it is of one transaction (XFORWARD_README); a hook may keep the dict
+
+    def _start_mail_data(self, event: Command) -> None:
+        rules = self.rules
+        self._mail = MailData(rules.limits, rules.bare_newline, self._open_envelope.binary)
+
+    @property
+    def _open_envelope(self) -> Envelope:
+        assert self.envelope is not None, "the table lets none of this in without MAIL"
+        return self.envelope
+
+
+# What a positive reply does, beside moving the state ...
+EFFECTS = {
+    "HELO": Answering._greet,
+    "EHLO": Answering._greet,
+    "LHLO": Answering._greet,
+    "RCPT": Answering._add_recipient,
+    "RSET": Answering._reset,
+    "DATA": Answering._start_mail_data,
+    "message": Answering._reset,
+}
+# ... and the commands whose refusal ends the transaction.
+CLOSES_TRANSACTION = frozenset({"MAIL", "BDAT", "message"})
