@@ -221,12 +221,10 @@ class SMTPHandler(Connection):
             return allowed
         if allowed is True and credentials.authzid in ("", credentials.username):
             allowed = credentials.username
-        elif allowed == "":
-            allowed = None  # the identity of nobody
-        if isinstance(allowed, str):
+        if isinstance(allowed, str) and allowed:  # "" is nobody's identity
             self.session.user = allowed
             return replies.AUTH_OK
-        if not isinstance(allowed, (bool, type(None))):
+        if not isinstance(allowed, (bool, str, type(None))):
             raise TypeError("authenticate must give True, the identity, False or a Reply")
         return replies.AUTH_FAILED
 

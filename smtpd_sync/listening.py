@@ -56,6 +56,9 @@ def listen(address: Union[Address, Sequence[Address]]) -> List[Listener]:
 
 def _listen(address: object) -> Listener:
     if isinstance(address, socket.socket):
+        listens = getattr(socket, "SO_ACCEPTCONN", None)
+        if listens is not None and not address.getsockopt(socket.SOL_SOCKET, listens):
+            raise ValueError(f"the socket does not listen: {address!r}")
         return Listener(address, _nothing)
     if isinstance(address, str):
         address = UnixSocket(address)
@@ -127,10 +130,13 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
+        except socket.timeout:
+            pass  # it is alive, and busy
 
 
 def systemd_sockets() -> List[Address]:

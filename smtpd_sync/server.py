@@ -36,6 +36,7 @@ log = logging.getLogger("smtpd_sync")
 REAPER_PERIOD = 0.5
 PAUSE = 0.1  # after accept() failed for want of descriptors
 FAREWELL = 1.0  # for threads whose connection was cut at the deadline
+LMTP_AT_25 = "lmtp: port 25 is for SMTP (RFC 2033 5)"
 AF_UNIX = getattr(socket, "AF_UNIX", None)  # Windows has none
 
 
@@ -103,9 +104,9 @@ class SMTPServer(socketserver.ThreadingTCPServer):
             raise
         names = [listener.socket.getsockname() for listener in self._listeners]
         self._addresses = [(each,) if isinstance(each, str) else tuple(each[:2]) for each in names]
-        if self.lmtp and any(where[-1] == 25 for where in self._addresses):
+        if self.lmtp and self._at_port_25:
             self._close()
-            raise ValueError("lmtp: port 25 is for SMTP (RFC 2033 5)")
+            raise ValueError(LMTP_AT_25)
         self._address = self._addresses[0]
         self.socket = self._listeners[0].socket
         self.address_family = self.socket.family
@@ -116,6 +117,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
 
     def configure(self, **options: Unpack[Keywords]) -> None:
         """Set options and hooks, for the connections to come; as the constructor does."""
+        if options.get("lmtp") and self._at_port_25:
+            raise ValueError(LMTP_AT_25)
         self._set_up(options)
 
     def _set_up(self, options: Mapping[str, Any]) -> None:
@@ -128,7 +131,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self.settings: Settings = settings
 
     def reload_tls(self) -> None:
-        """Read the certificates again, for the connections to come; sessions live on.
+        """Read the certificates again, for the handshakes to come; sessions live on.
 
         Raises ``ValueError`` for a file that cannot be used, and keeps what it had; also where
         ``tls`` is a bare context, of which we do not know where it came from.
@@ -138,6 +141,10 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self._set_up({})
 
     # -- where it listens --------------------------------------------------------------------
+
+    @property
+    def _at_port_25(self) -> bool:
+        return any(where[-1] == 25 for where in self._addresses)
 
     @property
     def addresses(self) -> List[Tuple[Any, ...]]:

@@ -333,3 +333,10 @@ def test_no_sockets_of_systemd(monkeypatch, count):
     monkeypatch.setenv("LISTEN_FDS", count)
     with pytest.raises(ValueError, match="systemd"):
         systemd_sockets()
+
+
+def test_ready_made_socket_that_does_not_listen_is_refused():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        with pytest.raises(ValueError, match="does not listen"):
+            SMTPServer(sock, deliver=discard)
