@@ -282,8 +282,8 @@ class Connection(socketserver.BaseRequestHandler):
     def _close(self) -> None:
         """Close; linger where what the client still sends would reset the connection."""
         self.deadline = monotonic() + LINGER
-        if self.stream is not self.request:
-            self.stream.close_notify()  # type: ignore[union-attr]
+        if not isinstance(self.stream, socket.socket):
+            self.stream.close_notify()
         self.request.shutdown(socket.SHUT_WR)
         if self.linger and not self.server.stopping:
             self.request.settimeout(LINGER)

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import stat
-from typing import Callable, List, NamedTuple, Sequence, Tuple, Union
+from typing import Callable, List, NamedTuple, Tuple, Union
 
 from .limits import Limits
 from .options import OPTIONS
@@ -37,12 +37,11 @@ class Listener(NamedTuple):
     release: Callable[[], None]
 
 
-def listen(address: Union[Address, Sequence[Address]]) -> List[Listener]:
+def listen(address: Union[Address, List[Address]]) -> List[Listener]:
     """Listen at one address or at several; ``OSError`` if one cannot be had, and then at none."""
-    several = isinstance(address, list)
     listeners: List[Listener] = []
     try:
-        for each in address if several else [address]:  # type: ignore[union-attr]
+        for each in address if isinstance(address, list) else [address]:
             listeners.append(_listen(each))
     except BaseException:
         for listener in listeners:
