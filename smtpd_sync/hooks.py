@@ -142,18 +142,26 @@ def overridden(handler: Type[SMTPHandler], base: Type[SMTPHandler]) -> List[str]
     return [name for cls in classes for name in HOOKS_BY_REACH if name in vars(cls)]
 
 
+NEEDS = {
+    "password": "the hook authenticate, or users=",
+    "token": "the hook authenticate",
+    "certificate": "the hook authenticate",
+    "secret": "the hook secret, or users=",
+}
+
+
 def mechanisms_of(handler: Type[SMTPHandler], options: Mapping[str, Any]) -> Tuple[str, ...]:
     """Name the SASL mechanisms that a handler class and the options can serve.
 
     Raises ``ValueError`` where one was asked for that cannot be, or AUTH is required and none is.
     """
     overridden = handler.overridden
-    authenticates = "authenticate" in overridden or bool(options["users"])
+    decides, users = "authenticate" in overridden, bool(options["users"])
     can = {
-        "password": authenticates,
-        "token": authenticates,
-        "certificate": "authenticate" in overridden,
-        "secret": "secret" in overridden or bool(options["users"]),
+        "password": decides or users,
+        "token": decides,  # a password has no token
+        "certificate": decides,
+        "secret": "secret" in overridden or users,
     }
     asked = options["mechanisms"]
     if asked is None:
@@ -162,8 +170,7 @@ def mechanisms_of(handler: Type[SMTPHandler], options: Mapping[str, Any]) -> Tup
         found = asked
         for name in asked:
             if not can[MECHANISMS[name].needs]:
-                hook = "secret" if MECHANISMS[name].needs == "secret" else "authenticate"
-                raise ValueError(f"mechanisms: {name} needs the hook {hook}, or users=")
+                raise ValueError(f"mechanisms: {name} needs {NEEDS[MECHANISMS[name].needs]}")
     if options["require_auth"] and not found:
         raise ValueError("require_auth needs users=, or the hook authenticate or secret")
     if found and options["auth_require_tls"] and options["tls"] is None:

@@ -823,6 +823,7 @@ def test_external_needs_a_certificate(serve, connect, certificate, asking):
             "secret",
         ),
         ({"mechanisms": ["EXTERNAL"], "users": USERS, "auth_require_tls": False}, "authenticate"),
+        ({"mechanisms": ["XOAUTH2"], "users": USERS, "auth_require_tls": False}, "authenticate"),
         ({"mechanisms": ["NTLM"], "users": USERS, "auth_require_tls": False}, "NTLM"),
         ({"mechanisms": "PLAIN", "users": USERS, "auth_require_tls": False}, "mechanisms"),
         ({"users": {"jo": ""}, "auth_require_tls": False}, "users"),
