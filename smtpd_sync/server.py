@@ -73,9 +73,6 @@ class SMTPServer(socketserver.ThreadingTCPServer):
     limits: Limits = DEFAULT_LIMITS
     trace: bool = True
 
-    allow_reuse_address = True
-    daemon_threads = True
-
     def __init__(
         self,
         address: Union[Address, List[Address]],

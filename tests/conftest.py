@@ -4,7 +4,7 @@ import shutil
 import threading
 
 import pytest
-from support import LOOPBACK, Client, Inbox, descriptors, make_certificate, until
+from support import LOOPBACK, Client, Inbox, Program, descriptors, make_certificate, until
 
 from smtpd_sync import SMTPHandler, SMTPServer
 
@@ -62,3 +62,28 @@ def connect(no_leaks):
     yield make
     for client in clients:
         client.close()
+
+
+@pytest.fixture
+def run(no_leaks):
+    """Run the command line; ended after the test."""
+    running = []
+
+    def make(*arguments, cwd=None):
+        running.append(Program("-m", "smtpd_sync", *arguments, cwd=cwd))
+        return running[-1]
+
+    yield make
+    for program in running:
+        program.__exit__()
+
+
+@pytest.fixture
+def serving(run):
+    """Run it on a free port; give the program and its port."""
+
+    def make(*arguments, cwd=None):
+        program = run("127.0.0.1:0", *arguments, cwd=cwd)
+        return program, program.port()
+
+    return make

@@ -21,31 +21,6 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of
 MESSAGE = b"From: a@x.example\r\nTo: b@y.example\r\nSubject: hi there\r\n\r\nhello, world\r\n"
 
 
-@pytest.fixture
-def run(no_leaks):
-    """Run the command line; ended after the test."""
-    running = []
-
-    def make(*arguments, cwd=None):
-        running.append(Program("-m", "smtpd_sync", *arguments, cwd=cwd))
-        return running[-1]
-
-    yield make
-    for program in running:
-        program.__exit__()
-
-
-@pytest.fixture
-def serving(run):
-    """Run it on a free port; give the program and its port."""
-
-    def make(*arguments, cwd=None):
-        program = run("127.0.0.1:0", *arguments, cwd=cwd)
-        return program, program.port()
-
-    return make
-
-
 def send(port, data=MESSAGE, **envelope):
     with Client(("127.0.0.1", port)) as client:
         reply = client.mail(data, **envelope)

@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support import SOON, Client, Program, make_certificate, trusting
+from support import SOON, Client, make_certificate, trusting
 
 from smtpd_sync import cli
 
@@ -18,31 +18,6 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are those of
 
 MESSAGE = b"Subject: hi there\r\n\r\nhello, world\r\n"
 CLEAR = "--no-auth-require-tls"
-
-
-@pytest.fixture
-def run(no_leaks):
-    """Run the command line; ended after the test."""
-    running = []
-
-    def make(*arguments, cwd=None):
-        running.append(Program("-m", "smtpd_sync", *arguments, cwd=cwd))
-        return running[-1]
-
-    yield make
-    for program in running:
-        program.__exit__()
-
-
-@pytest.fixture
-def serving(run):
-    """Run it on a free port; give the program and its port."""
-
-    def make(*arguments, cwd=None):
-        program = run("127.0.0.1:0", *arguments, cwd=cwd)
-        return program, program.port()
-
-    return make
 
 
 def ended(program):
