@@ -17,6 +17,7 @@ from .reply import Reply
 from .rules import DEFAULT_RULES, Rules
 from .sasl import SecretRequest
 from .states import BARE, CLOSED, GATHER, JUNK, NEW, ON_REFUSAL, TRANSITIONS
+from .transcript import Transcript
 
 __all__ = ["Answering"]
 
@@ -43,6 +44,8 @@ class Answering:
         """Names the session in the log."""
         self.forwarded: Dict[str, str] = {}
         """What a trusted proxy said by XFORWARD of the client of this transaction."""
+        self.recorder: Optional[Transcript] = None
+        """Writes down what is said, where that is wanted."""
         self._inbox = Inbox()
         self._outbox: List[bytes] = []
         self._pending: Optional[Command] = None
@@ -54,8 +57,10 @@ class Answering:
         self._exchange: Optional[AuthExchange] = None
         self._request: Optional[SecretRequest] = None
         self._errors = 0
+        self._deferred = 0
         self._junk = 0
-        self._failures = 0
+        self.failures = 0
+        """How many AUTH exchanges have failed."""
 
     # -- replies -----------------------------------------------------------------------------
 
@@ -70,15 +75,15 @@ class Answering:
         limits = self.rules.limits
         if verb in JUNK:
             self._junk += 1
-            if self._junk > limits.junk_commands:
-                reply = replies.TOO_MANY_COMMANDS
-        if code >= 500:  # 4yz is a fault of ours, or of the hour: not the client's
-            self._errors += 1
+        if self._junk > limits.junk_commands:
+            reply = replies.TOO_MANY_COMMANDS
+        if code >= 400:
+            self._count_refusal(code)
             if self._errors > limits.errors:
                 reply = replies.TOO_MANY_ERRORS
-            if verb == "credentials" and code not in (500, 501):  # those broke off
-                self._failures += 1
-                if self._failures > limits.auth_failures:
+            if verb == "credentials" and code >= 502:  # 500 and 501 broke off
+                self.failures += 1
+                if self.failures > limits.auth_failures:
                     reply = replies.TOO_MANY_FAILURES
         self._outbox.append(reply.render(extended=verb not in BARE))
         if event is not None:
@@ -98,18 +103,25 @@ class Answering:
         self._gathering = verb in GATHER and bool(self._inbox) and self.state is not CLOSED
         return None
 
+    def _count_refusal(self, code: int) -> None:
+        if code < 500:
+            # A fault of ours, or of the hour. But who is put off for ever goes on for ever.
+            self._deferred += 1
+        if code >= 500 or self._deferred > self.rules.limits.recipients:
+            self._errors += 1
+
     def _answer_message(self, event: Command, reply: Union[Reply, Sequence[Reply]]) -> None:
         """Answer the end of mail data: once, or in LMTP for each recipient."""
         count = len(self._open_envelope.recipients) if self.rules.lmtp else 1
         each = [reply] * count if isinstance(reply, Reply) else list(reply)
         if len(each) != count:
             raise ValueError(f"{len(each)} replies for {count} recipients")
+        if any(one.code < 400 for one in each):
+            self._errors = self._junk = self._deferred = 0
         self._outbox.extend(one.render() for one in each[:-1])
         self._answer("message", each[-1], event)
         if any(one.code == 421 for one in each):
             self.state = CLOSED
-        if any(one.code < 400 for one in each):
-            self._errors = self._junk = 0
 
     def _hang_up(self, verb: str, reply: Reply) -> Optional[Command]:
         """Answer and close; nothing of what else has come is read."""

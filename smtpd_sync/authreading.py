@@ -60,6 +60,8 @@ class AuthReading(Answering):
         if line is None:
             self._starved = True
             return None
+        if self.recorder is not None:
+            self.recorder.response()
         if len(line) + 2 > self.rules.limits.auth_line:
             return self._step(replies.AUTH_LINE_TOO_LONG)
         if self._inbox and self.rules.strict_pipelining:

@@ -17,6 +17,7 @@ from .envelope import Envelope
 from .handler import SMTPHandler
 from .limits import DEFAULT_LIMITS
 from .listening import Address, systemd_sockets
+from .logs import pairs
 from .options import OPTIONS
 from .sasl import Credentials
 from .server import SMTPServer
@@ -110,6 +111,7 @@ def parser() -> Parser:
     """Make the parser; the server's options come from their table."""
     made = Parser(
         prog="smtpd-sync",
+        usage="%(prog)s [OPTION ...] [HOST:PORT]",
         description="An SMTP server that prints each message it gets.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100),
     )
@@ -172,6 +174,11 @@ def parser() -> Parser:
     for option in OPTIONS.values():
         if option.name not in NEEDS_CODE:
             _add_option(made, option.name)
+    add(
+        "--stats",
+        action="store_true",
+        help="print counts on standard error: at SIGUSR1, at the end",
+    )
     add("-v", "--verbose", action="count", default=0, help="log sessions; twice: log all")
     add("-q", "--quiet", action="store_true", help="print no messages, log errors only")
     add("--version", action="version", version=f"smtpd-sync {__version__}")
@@ -192,7 +199,8 @@ def _add_option(made: Parser, name: str) -> None:
         settings.update(action="append", default=None, metavar=REPEATABLE[name])
         settings["help"] += " (repeatable)"
     else:
-        settings.update({"choices": option.choices} if option.choices else {"metavar": "TEXT"})
+        shape = {"choices": option.choices} if option.choices else {"metavar": "TEXT"}
+        settings.update({"metavar": "DIR"} if name == "spool_directory" else shape)
         settings["help"] += f" (default: {option.default})" if option.default else ""
     made.add_argument(f"--{flag}", **settings)
 
@@ -285,6 +293,11 @@ def reload(server: SMTPServer) -> None:
         logging.error("SIGHUP: %s", error)
 
 
+def print_stats(server: SMTPServer) -> None:
+    """Print what the server has done; in one system call, since a signal may come anywhere."""
+    os.write(2, f"{pairs(**server.stats())}\n".encode())
+
+
 def shown(place: Tuple[Any, ...]) -> str:
     """Write an address as the command line takes it."""
     host, *port = place
@@ -307,7 +320,11 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
         where = f"cannot listen on {host}:{port}: " if unnamed and at_port else ""
         made.error(f"{where}{error}")
     stop_at_signals(server)
+    if arguments.stats and hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda number, frame: print_stats(server))
     for place in server.addresses:
         print(f"listening on {shown(place)}", flush=True)
     server.serve_forever()
+    if arguments.stats:
+        print_stats(server)
     sys.exit(0)

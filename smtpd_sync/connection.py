@@ -9,15 +9,18 @@ import logging
 import socket
 import socketserver
 from time import monotonic
-from typing import TYPE_CHECKING, Callable, List, Optional, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Union
 
 from . import reply as replies
 from .command import Command
 from .envelope import Peer
+from .listening import peer_of
+from .logs import current_session, log, pairs
 from .reply import Reply
 from .session import END, NEED_DATA, Session
 from .states import State
 from .trace import new_id
+from .transcript import Transcript
 
 if TYPE_CHECKING:
     from .sasl import SecretRequest
@@ -25,8 +28,6 @@ if TYPE_CHECKING:
     from .tls import TLSStream
 
 __all__ = ["Connection"]
-
-log = logging.getLogger("smtpd_sync")
 
 RECEIVE = 65_536
 RECEIVE_MAIL = 262_144
@@ -63,15 +64,25 @@ class Connection(socketserver.BaseRequestHandler):
 
     def setup(self) -> None:
         """Take the connection over from the server."""
-        # Of a Unix socket the address is a path, mostly none.
-        known = isinstance(self.client_address, tuple)
-        address, port = self.client_address[:2] if known else ("", 0)
-        peer = Peer(address[7:] if address.startswith("::ffff:") else address, port)
-        self.settings = self.server.settings  # as they are now: configure() is for others
-        self.session = Session(self.settings.rules_for(peer), peer)
+        peer = peer_of(self.client_address)
+        self.settings = settings = self.server.settings  # of now: configure() is for others
+        limits = settings.limits
+        self.session = Session(settings.rules_for(peer), peer)
         self.session.id = new_id()
+        current_session.set(self.session.id)
+        self._followed = log.isEnabledFor(logging.DEBUG)
+        if self._followed or settings.transcript:
+            lines = limits.transcript if settings.transcript else 0
+            self.session.recorder = Transcript(lines, self._followed)
         self.stream: Union[socket.socket, TLSStream] = self.request
+        self.began = monotonic()
+        self.messages = 0
+        """How many messages were accepted."""
         self.deadline = NEVER  # of what the thread waits for; the reaper ends the wait then
+        self.hurry = max(0.0, limits.command_timeout - limits.stress_timeout)
+        """Seconds that the deadline is earlier under stress."""
+        self._session_due = self.began + (limits.session_time or NEVER)
+        self._counted = ""  # the address, where it is not the accept loop that counted it
         self.waiting = False  # for the client to say something
         self.negotiating = False  # with a proxy, or TLS: nothing can be said meanwhile
         self.closing = False
@@ -80,7 +91,7 @@ class Connection(socketserver.BaseRequestHandler):
         self._command_due: Optional[float] = None
         self.linger = True  # at the close, for the client to read our last reply
         self.hanging_up = False  # after the reply at hand
-        self.server.session_started(self)
+        self.server.crowd.sessions.add(self)
 
     def handle(self) -> None:
         """Hold the conversation to its end."""
@@ -91,6 +102,8 @@ class Connection(socketserver.BaseRequestHandler):
             return
         self._hear_early_talker()
         while (event := session.next_event()) is not END:
+            if self._followed:
+                self._log_dialogue()
             if event is NEED_DATA:
                 self.send(session.data_to_send())
                 session.receive_data(self.receive())
@@ -113,13 +126,14 @@ class Connection(socketserver.BaseRequestHandler):
         """Close the connection so that the last reply arrives, and tell the hook."""
         self.closing = True
         session = self.session
-        log.info(
-            "session=%s peer=%s helo=%r end=%s",
-            session.id,
-            self.peer.address,
-            session.helo,
-            self.reason,
-        )
+        if self._followed:
+            self._log_dialogue()
+        if log.isEnabledFor(logging.INFO):
+            seconds = monotonic() - self.began
+            who = self.who()
+            log.info(pairs(**who, messages=self.messages, end=self.reason, seconds=seconds))
+        if session.failures:
+            self.server.counters.add(failed_auth=session.failures)
         try:
             self._close()
         except OSError:
@@ -127,7 +141,31 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             self.over()
         finally:
-            self.server.session_over(self)
+            self.server.crowd.census.leave(self._counted)
+            self.server.crowd.sessions.discard(self)
+
+    def who(self) -> Dict[str, object]:
+        """Name the session and its client, for the log."""
+        session = self.session
+        return {
+            "session": session.id,
+            "peer": session.peer.address or None,
+            "helo": session.helo or None,
+            "user": session.user,
+            "tls": session.tls and session.tls.version,
+        }
+
+    def fault(self, what: str) -> None:
+        """Log what our own side did wrong, with the traceback of the exception at hand."""
+        self.server.counters.add(faults=1)
+        log.exception("session=%s %s", self.session.id, what)
+
+    def _log_dialogue(self) -> None:
+        """Log what was said since the last time."""
+        recorder = self.session.recorder
+        assert recorder is not None, "it is made where the log is at DEBUG"
+        for line in recorder.news():
+            log.debug("session=%s %s", self.session.id, line)
 
     @property
     def peer(self) -> Peer:
@@ -144,8 +182,9 @@ class Connection(socketserver.BaseRequestHandler):
             self._command_due = monotonic() + limits.command_timeout
         self.deadline = self._command_due
         self.waiting = True
-        if self.server.stopping and not session.in_transaction:
-            self.last_words, data = replies.SHUTTING_DOWN, b""
+        farewell = self._farewell()
+        if farewell is not None:
+            self.last_words, data = farewell, b""
         else:
             try:
                 data = self.stream.recv(RECEIVE_MAIL if receiving_mail else RECEIVE)
@@ -164,6 +203,18 @@ class Connection(socketserver.BaseRequestHandler):
             self._command_due = min(won, monotonic() + limits.command_timeout)
         return data
 
+    def _farewell(self) -> Optional[Reply]:
+        """Give the reason why the session ends here, if there is one; never in a transaction."""
+        if self.session.in_transaction:
+            return None
+        if self.server.stopping:
+            return replies.SHUTTING_DOWN
+        if self._session_due < NEVER:
+            if self._session_due <= monotonic():
+                return replies.SESSION_TOO_LONG
+            self.deadline = min(self.deadline, self._session_due)
+        return None
+
     def send(self, data: bytes) -> None:
         """Send replies, in one call, and give the client its full time for what comes next."""
         if not data:
@@ -179,14 +230,23 @@ class Connection(socketserver.BaseRequestHandler):
 
     # -- called from other threads -----------------------------------------------------------
 
-    def expire(self) -> None:
+    def is_late(self, now: float, stressed: bool) -> bool:
+        """Tell whether the deadline has passed; ``stressed``: that of a server nearly full."""
+        return self.deadline - (self.hurry if stressed else 0) <= now
+
+    def expire(self, stressed: bool) -> None:
         """The deadline has passed: end the wait, with a last word if the client may hear it."""
-        if self.deadline > monotonic():
+        now = monotonic()
+        if not self.is_late(now, stressed):
             return  # the wait has ended meanwhile
+        if self.last_words is None and not self.closing:
+            self.server.counters.add(timeouts=1)
         if self.waiting and self.last_words is None:
-            self.deadline = monotonic() + LINGER
-            self._wake(replies.TIMED_OUT)
+            self.deadline, self.hurry = now + LINGER, 0.0
+            too_long = self._session_due <= now
+            self._wake(replies.SESSION_TOO_LONG if too_long else replies.TIMED_OUT)
         else:
+            self.deadline = NEVER
             self.abort()
 
     def stop(self) -> None:
@@ -214,6 +274,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _negotiate(self, what: str, level: int, timeout: float, talk: Callable[[], None]) -> bool:
         """Talk with a proxy or TLS; close without a word, and ``False``, if that fails."""
+        hurry, self.hurry = self.hurry, max(0.0, timeout - self.settings.limits.stress_timeout)
         self.deadline = monotonic() + timeout
         self.negotiating = True
         if self.server.stopping:
@@ -221,12 +282,13 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             talk()
         except (OSError, ValueError) as error:
-            log.log(level, "%s: %s %s: %s", self.session.id, what, self.peer.address, error)
+            where = self.session.id, self.peer.address
+            log.log(level, "session=%s peer=%s %s failed: %s", *where, what, error)
             self.reason, self.linger = f"{what} failed", False
             self.session.close()
             return False
         finally:
-            self.negotiating, self.deadline = False, NEVER
+            self.negotiating, self.deadline, self.hurry = False, NEVER, hurry
         return True
 
     def _hear_proxy(self) -> bool:
@@ -238,8 +300,19 @@ class Connection(socketserver.BaseRequestHandler):
             if peer is not None:
                 self.session.peer = peer
                 self.session.rules = self.settings.rules_for(peer)
+                self._count_client()
 
         return self._negotiate("proxy", logging.WARNING, self.settings.limits.proxy_timeout, talk)
+
+    def _count_client(self) -> None:
+        """Count the client of a proxy, which the accept loop could not know."""
+        limits = self.settings.limits
+        if self.server.crowd.census.enter(self.peer.address, limits.connections_per_address):
+            self._counted = self.peer.address
+        else:
+            self.server.counters.add(turned_away_by_address=1)
+            self.reason = replies.TOO_MANY_OF_YOU.text
+            self.session.close(replies.TOO_MANY_OF_YOU)
 
     def _read_exactly(self, count: int) -> bytes:
         data = b""
@@ -275,9 +348,10 @@ class Connection(socketserver.BaseRequestHandler):
             self.session.tls_started(stream.handshake())
             self.stream = stream
 
-        return self._negotiate(
-            "TLS handshake", logging.INFO, self.settings.limits.handshake_timeout, talk
-        )
+        timeout = self.settings.limits.handshake_timeout
+        done = self._negotiate("TLS handshake", logging.INFO, timeout, talk)
+        self.server.counters.add(**{"tls" if done else "failed_tls": 1})
+        return done
 
     def _close(self) -> None:
         """Close; linger where what the client still sends would reset the connection."""

@@ -20,7 +20,8 @@ class Limits(NamedTuple):
     message_size: Optional[int] = 33_554_432
     """Octets of mail data (RFC 1870). Beyond it 552 5.3.4; at four times this, 421 and close."""
     recipients: int = 1_000
-    """Recipients of one message (RFC 5321 4.5.3.1.8 asks for 100). Beyond it 452 4.5.3."""
+    """Recipients of one message (RFC 5321 4.5.3.1.8 asks for 100). Beyond it 452 4.5.3. As many
+    commands may be put off with 4yz since the last delivered message; then each is an error."""
     command_line: int = 512
     """Octets of a command line with its CRLF, to which each extension adds (4.5.3.1.4).
     500 5.5.2."""
@@ -34,6 +35,11 @@ class Limits(NamedTuple):
     """Seconds for a whole TLS handshake. Close without a word."""
     proxy_timeout: float = 5.0
     """Seconds for a proxy to send its PROXY header. Close without a word."""
+    session_time: Optional[float] = None
+    """Seconds of a whole session. Beyond it 421 4.4.2, once no transaction is open."""
+    stress_timeout: float = 10.0
+    """Seconds that take the place of longer time-outs while four fifths of ``connections`` are in
+    use."""
     data_rate: int = 500
     """Octets a second that win mail data more time; ``command_timeout`` is the most it can win."""
     errors: int = 20
@@ -44,11 +50,22 @@ class Limits(NamedTuple):
     auth_failures: int = 3
     """Failed AUTH exchanges of a session. 421 4.7.0 and close."""
     connections: int = 1_000
-    """Sessions at a time, at most half of what RLIMIT_NOFILE allows. 421 without a thread."""
+    """Sessions at a time, at most half of what RLIMIT_NOFILE allows. 421 4.3.2 without a thread."""
+    connections_per_address: Optional[int] = 50
+    """Of those, sessions of one IPv4 address or one IPv6 /64; loopback has no limit. 421 4.7.0."""
+    memory: int = 268_435_456
+    """Octets of mail data that the server holds in memory. Beyond it temporary files."""
+    message_memory: int = 4_194_304
+    """Of those, octets of one message, where the delivery hook can read a file: for
+    `deliver_envelope`. Beyond it a temporary file."""
+    spool: int = 4_294_967_296
+    """Octets of mail data that the server holds in temporary files. Beyond it 452 4.3.1."""
+    transcript: int = 1_000
+    """Lines of ``session.transcript``, where the option is on; those before are forgotten."""
 
     def check(self) -> Limits:
         """Give these limits back, or raise ``ValueError`` for a number that cannot be one."""
-        optional = {"message_size", "text_line"}
+        optional = {"message_size", "text_line", "session_time", "connections_per_address"}
         for name, value in self._asdict().items():
             if value is None and name in optional:
                 continue

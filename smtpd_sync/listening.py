@@ -6,12 +6,21 @@ import logging
 import os
 import socket
 import stat
-from typing import Callable, List, NamedTuple, Tuple, Union
+from typing import Any, Callable, List, NamedTuple, Tuple, Union
 
+from .envelope import Peer
 from .limits import Limits
 from .options import OPTIONS
 
-__all__ = ["Address", "Listener", "UnixSocket", "listen", "systemd_sockets", "within_descriptors"]
+__all__ = [
+    "Address",
+    "Listener",
+    "UnixSocket",
+    "listen",
+    "peer_of",
+    "systemd_sockets",
+    "within_descriptors",
+]
 
 log = logging.getLogger("smtpd_sync")
 
@@ -148,6 +157,14 @@ def systemd_sockets() -> List[Address]:
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or count < 1:
         raise ValueError("systemd gave no sockets: LISTEN_PID and LISTEN_FDS are not for us")
     return [socket.socket(fileno=SYSTEMD_FIRST + n) for n in range(count)]
+
+
+def peer_of(client_address: Any) -> Peer:
+    """Give the client at the other end; of a Unix socket the address is a path, mostly none."""
+    if not isinstance(client_address, tuple):
+        return Peer("", 0)
+    address, port = client_address[:2]
+    return Peer(address[7:] if address.startswith("::ffff:") else address, port)
 
 
 def own_name() -> str:

@@ -23,6 +23,11 @@ class MailReading(Answering):
         assert self._mail is not None, "the table lets no mail data in without DATA or BDAT"
         return self._mail
 
+    @property
+    def mail_size(self) -> int:
+        """Octets of the mail data that came last (RFC 1870 3)."""
+        return self._mail.size if self._mail is not None else 0
+
     def _read_mail_data(self) -> Optional[Command]:
         """Read what follows DATA."""
         mail = self._open_mail
@@ -40,6 +45,8 @@ class MailReading(Answering):
         return None
 
     def _message(self, fault: Optional[Reply]) -> Command:
+        if self.recorder is not None:
+            self.recorder.mail_data(self._open_mail.size)
         self._pending = Command("message", fault)
         return self._pending
 
@@ -107,5 +114,7 @@ class MailReading(Answering):
         )
         if chunk.last:
             return self._message(mail.fault)
+        if chunk.size == 0:
+            self._junk += 1  # it brings no mail
         received = Reply(250, f"{chunk.size} octets received")
         return self._answer("BDAT", mail.refusal or received)

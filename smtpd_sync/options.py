@@ -6,6 +6,7 @@ all come from here.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
@@ -64,6 +65,12 @@ def _domains(value: Any) -> Tuple[str, ...]:
     if isinstance(value, str):
         raise ValueError(f"a sequence of domains, not the text {value!r}")
     return tuple(_hostname(domain).lower().rstrip(".") for domain in value)
+
+
+def _directory(value: Any) -> Any:
+    if value is not None and not os.path.isdir(value):
+        raise ValueError(f"not a directory: {value!r}")
+    return value
 
 
 def _limits(value: Any) -> Limits:
@@ -148,6 +155,8 @@ OPTIONS: Dict[str, Option] = {
             BARE_NEWLINE_RULES,
         ),
         Option("local_domains", (), _domains, "domains whose postmaster is always accepted"),
+        Option("spool_directory", None, _directory, "where large mail waits; the system's if None"),
+        Option("transcript", False, _flag, "keep what each session said, without mail data"),
         Option("limits", DEFAULT_LIMITS, _limits, "a Limits(...)"),
         Option("trace", True, _flag, "put a Received field before each message"),
     )

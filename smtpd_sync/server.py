@@ -5,7 +5,6 @@ Knows sockets and threads; what is said on a connection is the handler's and the
 
 from __future__ import annotations
 
-import logging
 import os
 import selectors
 import socket
@@ -13,16 +12,20 @@ import socketserver
 import threading
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple, Type, Union
 
 from . import reply as replies
-from .connection import Connection
+from .crowd import Crowd, reaper_period
 from .extensions import Extension
 from .handler import SMTPHandler
 from .limits import DEFAULT_LIMITS, Limits
-from .listening import Address, listen
+from .listening import Address, listen, peer_of
+from .logs import log, name_sessions, pairs
 from .options import OPTIONS
+from .reply import Reply
 from .settings import Settings, resolve
+from .stats import Counters
+from .storage import Storage
 
 if TYPE_CHECKING:
     from .proxy import Networks
@@ -31,11 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SMTPServer"]
 
-log = logging.getLogger("smtpd_sync")
-
-REAPER_PERIOD = 0.5
 PAUSE = 0.1  # after accept() failed for want of descriptors
 FAREWELL = 1.0  # for threads whose connection was cut at the deadline
+TROUBLES = ("turned_away", "turned_away_by_address", "failed_accepts")
 LMTP_AT_25 = "lmtp: port 25 is for SMTP (RFC 2033 5)"
 AF_UNIX = getattr(socket, "AF_UNIX", None)  # Windows has none
 
@@ -70,6 +71,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
     strict_pipelining: bool = True
     bare_newline: str = "normalize"
     local_domains: Tuple[str, ...] = ()
+    spool_directory: Optional[Union[str, os.PathLike[str]]] = None
+    transcript: bool = False
     limits: Limits = DEFAULT_LIMITS
     trace: bool = True
 
@@ -83,9 +86,12 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self._hooks: Dict[str, Any] = {}
         self._salt_key = os.urandom(32)
         self._set_up(options)
-        self._sessions: Set[Connection] = set()
-        self._threads: Set[threading.Thread] = set()
-        self._change = threading.Condition()
+        name_sessions()
+        self.crowd = Crowd()
+        self.storage = Storage()
+        self.counters = Counters()
+        self._last_error: Optional[Exception] = None
+        self._change = threading.Lock()
         self._serving: Optional[threading.Thread] = None
         self._deadline = float("inf")
         self._over = threading.Event()
@@ -210,7 +216,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         current = threading.current_thread()
         if self._serving is None:
             self._close()
-        elif current is not self._serving and current not in self._threads:
+        elif current is not self._serving and current not in self.crowd.threads:
             self._over.wait()
 
     def __enter__(self) -> SMTPServer:
@@ -252,22 +258,35 @@ class SMTPServer(socketserver.ThreadingTCPServer):
                 return
             except OSError as error:
                 # Out of descriptors, or the client has gone: neither ends the server.
-                log.error("accept failed: %s", error)
+                self._last_error = error
+                self.counters.add(failed_accepts=1)
                 self._over.wait(PAUSE)
                 return
             if not self.verify_request(request, address):
                 request.close()
-            elif len(self._threads) >= self.limits.connections:
-                self._turn_away(request)
+            elif self.crowd.is_full(self.limits):
+                self.counters.add(turned_away=1)
+                self._turn_away(request, replies.TOO_BUSY)
+            elif not self._count_in(address):
+                self.counters.add(turned_away_by_address=1)
+                self._turn_away(request, replies.TOO_MANY_OF_YOU)
             else:
                 self.process_request(request, address)
 
-    def _turn_away(self, request: socket.socket) -> None:
+    def _count_in(self, client_address: Any) -> bool:
+        """Count a connection to its client's, unless that has too many. Proxies have no limit."""
+        peer = peer_of(client_address)
+        most = None if self.settings.is_trusted(peer) else self.limits.connections_per_address
+        return self.crowd.census.enter(peer.address, most)
+
+    def _count_out(self, client_address: Any) -> None:
+        self.crowd.census.leave(peer_of(client_address).address)
+
+    def _turn_away(self, request: socket.socket, reply: Reply) -> None:
         """Say 421 to a client that gets no thread, and do not wait for it."""
-        log.warning("too many connections: a client was turned away")
         request.setblocking(False)
         try:
-            request.send(replies.TOO_BUSY.render(extended=False))
+            request.send(reply.render(extended=False))
         except OSError:
             pass  # it need not listen
         request.close()
@@ -277,15 +296,17 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         thread = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), daemon=True
         )
-        with self._change:
-            self._threads.add(thread)
+        self.crowd.add(thread)
         try:
             thread.start()
         except RuntimeError as error:
-            log.error("no thread for a client: %s", error)
-            with self._change:
-                self._threads.discard(thread)
-            self._turn_away(request)
+            self._last_error = error
+            self.counters.add(failed_accepts=1)
+            self.crowd.remove(thread)
+            self._count_out(client_address)
+            self._turn_away(request, replies.TOO_BUSY)
+        else:
+            self.counters.add(connections=1)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one client, in its thread."""
@@ -298,50 +319,48 @@ class SMTPServer(socketserver.ThreadingTCPServer):
             log.exception("a session failed")
         finally:
             request.close()
-            with self._change:
-                self._threads.discard(threading.current_thread())
-                self._change.notify_all()
+            self._count_out(client_address)
+            self.crowd.remove(threading.current_thread())
 
-    def session_started(self, handler: Connection) -> None:
-        """Called by a handler when it begins."""
-        self._sessions.add(handler)
+    def stats(self) -> Dict[str, int]:
+        """Give what the server has done, as `smtpd_sync.stats.COUNTERS` has it, and what it holds.
 
-    def session_over(self, handler: Connection) -> None:
-        """Called by a handler when it has ended."""
-        self._sessions.discard(handler)
+        That are ``sessions``, the clients served now, and ``memory`` and ``spool``, the octets of
+        mail data that wait now.
+        """
+        return {
+            **self.counters.snapshot(),
+            "sessions": len(self.crowd.sessions),
+            "memory": self.storage.memory.used,
+            "spool": self.storage.spool.used,
+        }
 
     # -- deadlines and the end ---------------------------------------------------------------
 
     def _reap(self) -> None:
-        """End the waits whose deadline has passed; one thread for all sessions."""
-        limits = self.limits
-        period = min(REAPER_PERIOD, limits.command_timeout / 4, limits.handshake_timeout / 4)
-        while not self._over.wait(period):
-            now = monotonic()
-            for handler in list(self._sessions):
-                if handler.deadline < now:
-                    handler.expire()
+        """Look at all deadlines now and then, in one thread, and tell of troubles."""
+        told = self.counters.snapshot()
+        while not self._over.wait(reaper_period(self.limits)):
+            self.crowd.reap(self.limits)
+            told = self._tell_troubles(told)
+        self._tell_troubles(told)
+
+    def _tell_troubles(self, told: Dict[str, int]) -> Dict[str, int]:
+        """Log what happened to clients that got no session since ``told``, in one line."""
+        counts = self.counters.snapshot()
+        news = {name: counts[name] - told[name] for name in TROUBLES}
+        if any(news.values()):
+            log.warning("clients had to go: %s", pairs(**news, last_error=self._last_error))
+        return counts
 
     def _drain(self) -> None:
         """Wait for the sessions to end, until the deadline; then cut them off."""
         self._close_listeners()
-        for handler in list(self._sessions):
-            handler.stop()
-        if not self._wait_for_threads():
-            log.warning("stop: %d sessions are cut off", len(self._sessions))
-            for handler in list(self._sessions):
-                handler.abort()
-            self._deadline = monotonic() + FAREWELL
-            self._wait_for_threads()
-
-    def _wait_for_threads(self) -> bool:
-        with self._change:
-            while self._threads:
-                left = self._deadline - monotonic()
-                if left <= 0:
-                    return False
-                self._change.wait(min(left, REAPER_PERIOD))  # the deadline may be shortened
-        return True
+        self.crowd.stop()
+        if not self.crowd.wait(lambda: self._deadline):
+            log.warning("stop: %d sessions are cut off", self.crowd.abort())
+            farewell = monotonic() + FAREWELL
+            self.crowd.wait(lambda: farewell)
 
     def _wake(self) -> None:
         try:

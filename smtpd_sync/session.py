@@ -129,6 +129,8 @@ class Session(MailReading, AuthReading):
             return b""
         data = self._outbox[0] if len(self._outbox) == 1 else b"".join(self._outbox)
         self._outbox.clear()
+        if self.recorder is not None:
+            self.recorder.replies(data)
         return data
 
     def tls_started(self, tls: TLS) -> None:
@@ -169,6 +171,11 @@ class Session(MailReading, AuthReading):
         return lines
 
     @property
+    def transcript(self) -> List[str]:
+        """The lines that were said, where the option ``transcript`` is on: ``"C: QUIT"``."""
+        return list(self.recorder.lines) if self.recorder is not None else []
+
+    @property
     def in_transaction(self) -> bool:
         """Whether mail is on its way, which a stopping server lets arrive."""
         return self.state in (MAIL, RCPT, DATA, BDAT)
@@ -200,6 +207,8 @@ class Session(MailReading, AuthReading):
             return None
         word, _, octets = line.partition(b" ")
         verb = VERB_OF.get(word) or VERB_OF.get(word.upper().rstrip(b"\t"))
+        if self.recorder is not None:
+            self.recorder.command(line, verb is not None)
         if verb is None:
             return self._unknown(word.upper(), len(line))
         if self._inbox and self._must_be_last(verb):

@@ -16,6 +16,7 @@ from .options import OPTIONS, check_options
 from .rules import Rules, rules
 
 if TYPE_CHECKING:
+    import os
     import ssl
     import sys
 
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
         strict_pipelining: bool
         bare_newline: str
         local_domains: Sequence[str]
+        spool_directory: Union[str, os.PathLike[str], None]
+        transcript: bool
         limits: Limits
         trace: bool
 
@@ -72,6 +75,8 @@ class Settings:
     lmtp: bool
     limits: Limits
     trace: bool
+    spool_directory: Optional[Union[str, os.PathLike[str]]]
+    transcript: bool
     proxy_protocol: Networks
     xclient: Networks
 
@@ -106,6 +111,10 @@ class Settings:
     def rules_for(self, peer: Peer) -> Rules:
         """Give the rules of a session with ``peer``."""
         return self._proxy_rules if _is_in(peer, self.xclient) else self._rules
+
+    def is_trusted(self, peer: Peer) -> bool:
+        """Tell whether ``peer`` speaks for others, so that its connections are not its own."""
+        return _is_in(peer, self.proxy_protocol) or _is_in(peer, self.xclient)
 
     def is_proxy(self, peer: Peer) -> bool:
         """Tell whether ``peer`` begins with a PROXY header."""

@@ -9,7 +9,7 @@ import time
 import pytest
 from support import DEADLINE, SOON, Client, until
 
-from smtpd_sync import Limits, SMTPServer, discard
+from smtpd_sync import Limits, SMTPHandler, SMTPServer, discard
 
 # Quick enough for a test, slow enough for a busy machine.
 QUICK = 0.25
@@ -299,12 +299,14 @@ def test_small_replies_do_not_stall(serve, connect):
 def test_nagle_is_off(serve, connect):
     seen = []
 
-    class Server(SMTPServer):
-        def session_started(self, handler):
-            seen.append(handler.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-            super().session_started(handler)
+    class Handler(SMTPHandler):
+        def validate_host(self, address):
+            seen.append(self.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
-    connect(serve(server=Server)).hello()
+        def deliver(self, sender, recipients, data):
+            pass
+
+    connect(serve(Handler)).hello()
     assert seen[0] != 0
 
 
@@ -356,7 +358,7 @@ def test_client_gone_in_mail_data_delivers_nothing(serve, inbox, how):
         if how == "reset":
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     until(lambda: reasons, "the end of the session")
-    until(lambda: not server._threads, "the end of the thread")
+    until(lambda: not server.crowd.threads, "the end of the thread")
     assert inbox.messages == []
 
 

@@ -996,7 +996,7 @@ def test_battery_whose_attach_fails_refuses_and_leaves_nothing(serve, connect, c
     assert "hunter2" not in reply
     assert client.ended()
     assert SECRET in caplog.text
-    until(lambda: not server._sessions, "the end of the session")
+    until(lambda: not server.crowd.sessions, "the end of the session")
 
 
 def test_battery_whose_attach_fails_ends_the_session_in_the_books(serve, connect):
@@ -1007,8 +1007,8 @@ def test_battery_whose_attach_fails_ends_the_session_in_the_books(serve, connect
     server = serve(deliver=Broken())
     client = connect(server)
     client.gone()
-    until(lambda: not server._threads, "the end of the thread")
-    assert not server._sessions
+    until(lambda: not server.crowd.threads, "the end of the thread")
+    assert not server.crowd.sessions
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -21,10 +21,13 @@ LAYERS = (
     (
         *("limits", "reply", "syntax", "command", "extensions", "data", "inbox", "maildata"),
         *("envelope", "sasl", "exchange", "states", "rules", "checks"),
-        *("answering", "mailreading", "authreading", "session"),
+        *("transcript", "answering", "mailreading", "authreading", "session"),
     ),
-    ("hooks", "trace", "proxy", "options"),
-    ("connection", "handler", "settings", "server", "listening", "tls"),
+    ("hooks", "trace", "proxy", "options", "logs", "stats", "storage"),
+    (
+        *("connection", "overrides", "mailtaking", "handler", "settings", "crowd", "server"),
+        *("listening", "tls"),
+    ),
     ("service", "cli", "show"),
 )
 CORE = LAYERS[0]

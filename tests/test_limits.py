@@ -5,6 +5,8 @@ import pytest
 from smtpd_sync import Limits
 from smtpd_sync.limits import DEFAULT_LIMITS
 
+OPTIONAL = {"message_size", "text_line", "session_time", "connections_per_address"}
+
 
 def test_defaults_are_what_the_rfc_asks_for_at_least():
     limits = Limits()
@@ -36,12 +38,12 @@ def test_check_gives_the_limits_back():
     assert limits.check() is limits
 
 
-@pytest.mark.parametrize("name", ["message_size", "text_line"])
+@pytest.mark.parametrize("name", sorted(OPTIONAL))
 def test_some_may_be_without_limit(name):
     assert Limits(**{name: None}).check()
 
 
-@pytest.mark.parametrize("name", sorted({*Limits._fields} - {"message_size", "text_line"}))
+@pytest.mark.parametrize("name", sorted({*Limits._fields} - OPTIONAL))
 def test_others_need_one(name):
     with pytest.raises(ValueError, match=name):
         Limits(**{name: None}).check()

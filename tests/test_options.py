@@ -1,5 +1,7 @@
 """Options: each as a keyword, as a class attribute of the handler and of the server."""
 
+import os
+
 import pytest
 
 import smtpd_sync
@@ -28,6 +30,8 @@ VALUES = {
     "strict_pipelining": (False, ["no", 0]),
     "bare_newline": ("reject", ["ignore", None, 1]),
     "local_domains": (("y.example",), ["y.example", ["a b"], [42]]),
+    "spool_directory": (os.curdir, ["/no/such/directory", __file__, 42]),
+    "transcript": (True, ["yes", 1, None]),
     "limits": (Limits(message_size=1234), [42, None, {"message_size": 1}]),
     "trace": (False, ["no", 0, None]),
 }

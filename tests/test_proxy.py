@@ -251,7 +251,7 @@ def test_bad_header_closes_without_a_word(proxied, caplog, header):
     client = proxied(header)
     assert client.gone() == b""
     assert client.seen == []
-    until(lambda: "proxy 127.0.0.1: " in caplog.text, "a warning", SOON)
+    until(lambda: "peer=127.0.0.1 proxy failed: " in caplog.text, "a warning", SOON)
 
 
 @pytest.mark.parametrize("header", [V1, tcp4(), tcp6(tlvs=tlv(0xE0, b"x" * 20))], ids=repr)
@@ -380,7 +380,7 @@ def test_haproxy(behind_haproxy, caplog, send_proxy):
     for inbox in inboxes:
         for _, _, data in inbox.wait():
             assert data.startswith(b"Received: from client.example ([127.0.0.2])\r\n")
-    until(lambda: "helo='haproxy.example'" in caplog.text, "a health check")
+    until(lambda: "helo=haproxy.example" in caplog.text, "a health check")
     assert "Traceback" not in caplog.text
     assert "WARNING" not in caplog.text  # health checks are nothing to warn of
     # One server goes; the mail does not stop.

@@ -5,6 +5,7 @@ A comment ``.. test: KIND [NAME]`` stands before a code block that needs more th
 """
 
 import email.parser
+import logging
 import pathlib
 import re
 import shlex
@@ -19,13 +20,14 @@ import textwrap
 import pytest
 from support import DEADLINE, ROOT, Program
 
-from smtpd_sync import Limits, SMTPServer, __all__, hooks, reply
+from smtpd_sync import Limits, SMTPServer, __all__, discard, hooks, reply
 from smtpd_sync.cli import parser
 from smtpd_sync.command import VERBS
 from smtpd_sync.extensions import EXTENSIONS, future_release
 from smtpd_sync.options import OPTIONS
 from smtpd_sync.rules import rules
 from smtpd_sync.sasl import MECHANISMS
+from smtpd_sync.stats import COUNTERS
 
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
 MESSAGE = "Subject: hi\r\n\r\nHello\r\n"
@@ -310,6 +312,26 @@ def test_limits_are_those_of_the_code():
         said[literals(name)[0]] = int(number[0].replace(",", "")) if number else eval(default[2:-2])
     assert said == Limits()._asdict()
     assert list(said) == list(Limits._fields)
+
+
+def test_stats_are_those_of_the_code():
+    said = {literals(name)[0]: text for name, text in table("stats")}
+    with SMTPServer(("127.0.0.1", 0), deliver=discard) as server:
+        assert list(said) == list(server.stats())
+    assert {name: said[name] for name in COUNTERS} == COUNTERS
+
+
+def test_log_lines_are_as_the_manual_shows(caplog):
+    caplog.set_level(logging.INFO)
+    server = SMTPServer(("127.0.0.1", 0), deliver=discard).start()
+    with server, smtplib.SMTP(*server.address) as client:
+        client.sendmail(SENDER, [RECIPIENT, "carol@example.com"], MESSAGE)
+    logged = [record.getMessage() for record in caplog.records if record.name == "smtpd_sync"]
+    shown = lone("log-lines").splitlines()
+    assert len(shown) == len(logged) == 2
+    for one, other in zip(shown, logged):
+        assert re.findall(r"(\w+)=", one) == re.findall(r"(\w+)=", other)
+    assert "recipients=bob@example.com,carol@example.com " in logged[0]
 
 
 def test_limits_are_answered_as_the_manual_says():

@@ -165,7 +165,7 @@ def test_many_clients_at_once(serve, inbox):
 
 
 def smtpd_threads(server):
-    return len(server._threads)
+    return len(server.crowd.threads)
 
 
 def test_connections_beyond_the_limit_get_421_and_no_thread(serve, connect):

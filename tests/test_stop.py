@@ -210,7 +210,7 @@ def test_second_stop_cannot_lengthen_the_time(serve, connect):
 def test_stalled_handshake_does_not_hold_stop_beyond_its_time(serve, connect, certificate):
     server = serve(tls=certificate, implicit_tls=True)
     client = connect(server)
-    until(lambda: server._sessions, "the session")
+    until(lambda: server.crowd.sessions, "the session")
     start = time.monotonic()
     server.stop(timeout=0.3)
     assert time.monotonic() - start < SOON
@@ -245,7 +245,7 @@ def test_stop_while_clients_come_and_go(serve):
                 pass  # refused, or reset in the backlog
 
     threads = [in_thread(come_and_go) for _ in range(4)]
-    until(lambda: server._sessions, "a session")
+    until(lambda: server.crowd.sessions, "a session")
     start = time.monotonic()
     server.stop()
     assert time.monotonic() - start < SOON
