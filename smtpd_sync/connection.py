@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 RECEIVE = 65_536
+RECEIVE_FIRST = 1_024  # a thread that waits holds the room that it asked for
 RECEIVE_MAIL = 262_144
 NEVER = float("inf")
 LINGER = 1.0
@@ -89,6 +90,7 @@ class Connection(socketserver.BaseRequestHandler):
         self.last_words: Optional[Reply] = None  # why the wait was ended
         self.reason = "closed"  # why it ended
         self._command_due: Optional[float] = None
+        self._room = RECEIVE_FIRST
         self.linger = True  # at the close, for the client to read our last reply
         self.hanging_up = False  # after the reply at hand
         self.server.crowd.sessions.add(self)
@@ -111,16 +113,28 @@ class Connection(socketserver.BaseRequestHandler):
                 self.store(event.argument)
             elif event.verb == "secret":
                 self.find_secret(event.argument)
+            elif event.verb == "MAIL" and self.server.stopping:
+                # Who sends the next MAIL right behind each message is never seen waiting.
+                self._part(replies.SHUTTING_DOWN)
             else:
-                reply = self.answer(event)
-                if self.hanging_up and isinstance(reply, Reply):
-                    session.close(reply)
-                else:
-                    session.reply(reply)
-                self.send(session.data_to_send())
+                self._reply(event)
                 if session.state is State.TLS and not self._start_tls():
                     return
         self.send(session.data_to_send())
+
+    def _reply(self, event: Command) -> None:
+        """Answer an event. No local name of `handle` holds the reply while the thread waits."""
+        reply = self.answer(event)
+        if self.hanging_up and isinstance(reply, Reply):
+            self.session.close(reply)
+        else:
+            self.session.reply(reply)
+        self.send(self.session.data_to_send())
+
+    def _part(self, reply: Reply) -> None:
+        """End the session with a last word."""
+        self.reason = reply.text
+        self.session.close(reply)
 
     def finish(self) -> None:
         """Close the connection so that the last reply arrives, and tell the hook."""
@@ -187,14 +201,14 @@ class Connection(socketserver.BaseRequestHandler):
             self.last_words, data = farewell, b""
         else:
             try:
-                data = self.stream.recv(RECEIVE_MAIL if receiving_mail else RECEIVE)
+                data = self.stream.recv(RECEIVE_MAIL if receiving_mail else self._room)
             except OSError:
                 data = b""  # reset by the client, or no TLS any more
         self.waiting, self.deadline = False, NEVER
+        self._room = RECEIVE if len(data) >= RECEIVE_FIRST else RECEIVE_FIRST
         if not data:
             if self.last_words is not None:
-                self.reason = self.last_words.text
-                session.close(self.last_words)
+                self._part(self.last_words)
             else:
                 self.reason, self.linger = "lost", False
         elif receiving_mail:
@@ -251,9 +265,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def stop(self) -> None:
         """The server stops: let a transaction go on, end any other wait."""
-        if self.closing:
-            self.abort()
-        elif self.negotiating:
+        if self.negotiating:
             self.deadline = min(self.deadline, monotonic() + LINGER)  # to hear 421 behind it
         elif self.waiting and not self.session.in_transaction:
             self._wake(replies.SHUTTING_DOWN)
@@ -311,8 +323,7 @@ class Connection(socketserver.BaseRequestHandler):
             self._counted = self.peer.address
         else:
             self.server.counters.add(turned_away_by_address=1)
-            self.reason = replies.TOO_MANY_OF_YOU.text
-            self.session.close(replies.TOO_MANY_OF_YOU)
+            self._part(replies.TOO_MANY_OF_YOU)
 
     def _read_exactly(self, count: int) -> bytes:
         data = b""
@@ -359,8 +370,11 @@ class Connection(socketserver.BaseRequestHandler):
         if not isinstance(self.stream, socket.socket):
             self.stream.close_notify()
         self.request.shutdown(socket.SHUT_WR)
-        if self.linger and not self.server.stopping:
-            self.request.settimeout(LINGER)
+        if self.linger:
+            # A server that stops waits only for a client that talks: to close on what it sends
+            # would reset the connection, and the reply that it has not read would be lost.
+            self.request.settimeout(0 if self.server.stopping else LINGER)
             room = LINGER_OCTETS
             while room > 0 and (octets := len(self.request.recv(RECEIVE))):
                 room -= octets
+                self.request.settimeout(LINGER)
