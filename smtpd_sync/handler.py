@@ -90,6 +90,9 @@ class SMTPHandler(MailTaking):
             # What it says is for the log alone: the client gets no detail.
             self.fault(f"do_{event.verb} failed")
             return FAULTS.get(event.verb, replies.LOCAL_ERROR)
+        except SystemExit:
+            self.fault(f"do_{event.verb} called exit(), which ends no more than its session")
+            return replies.NO_SERVICE
 
     def do_connection(self, event: Command) -> Reply:
         """Greet, or refuse the host (RFC 5321 3.1)."""

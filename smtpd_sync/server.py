@@ -90,6 +90,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self.crowd = Crowd()
         self.storage = Storage()
         self.counters = Counters()
+        self._told = self.counters.snapshot()
         self._last_error: Optional[Exception] = None
         self._change = threading.Lock()
         self._serving: Optional[threading.Thread] = None
@@ -191,6 +192,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
             try:
                 self._drain()
             finally:
+                self._tell_troubles()
                 self._close()
 
     def start(self) -> SMTPServer:
@@ -339,19 +341,17 @@ class SMTPServer(socketserver.ThreadingTCPServer):
 
     def _reap(self) -> None:
         """Look at all deadlines now and then, in one thread, and tell of troubles."""
-        told = self.counters.snapshot()
         while not self._over.wait(reaper_period(self.limits)):
             self.crowd.reap(self.limits)
-            told = self._tell_troubles(told)
-        self._tell_troubles(told)
+            self._tell_troubles()
 
-    def _tell_troubles(self, told: Dict[str, int]) -> Dict[str, int]:
-        """Log what happened to clients that got no session since ``told``, in one line."""
-        counts = self.counters.snapshot()
+    def _tell_troubles(self) -> None:
+        """Log, in one line, how many clients got no session since it was told last."""
+        counts, told = self.counters.snapshot(), self._told
+        self._told = counts
         news = {name: counts[name] - told[name] for name in TROUBLES}
         if any(news.values()):
             log.warning("clients had to go: %s", pairs(**news, last_error=self._last_error))
-        return counts
 
     def _drain(self) -> None:
         """Wait for the sessions to end, until the deadline; then cut them off."""
