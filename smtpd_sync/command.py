@@ -201,7 +201,7 @@ def _anything(verb: str, argument: str, grammar: Grammar) -> Command:
     return Command(verb, argument)
 
 
-_UTF8_WANTED = re.compile(r" +SMTPUTF8\Z", re.IGNORECASE | re.ASCII)
+_UTF8_WANTED = re.compile(r"(?<! ) +SMTPUTF8\Z", re.IGNORECASE | re.ASCII)
 
 
 def _string(verb: str, argument: str, grammar: Grammar) -> Command:

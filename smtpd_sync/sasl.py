@@ -152,7 +152,7 @@ class Mechanism(NamedTuple):
     """A challenge that says why, before the refusal (RFC 7628 3.2.2)."""
 
 
-_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def text_of(octets: bytes) -> str:
