@@ -83,6 +83,7 @@ class Connection(socketserver.BaseRequestHandler):
         self.hurry = max(0.0, limits.command_timeout - limits.stress_timeout)
         """Seconds that the deadline is earlier under stress."""
         self._session_due = self.began + (limits.session_time or NEVER)
+        self._farewell_due = NEVER  # that time, while it may end a wait; no stress makes it earlier
         self._counted = ""  # the address, where it is not the accept loop that counted it
         self.waiting = False  # for the client to say something
         self.negotiating = False  # with a proxy, or TLS: nothing can be said meanwhile
@@ -100,7 +101,8 @@ class Connection(socketserver.BaseRequestHandler):
         session = self.session
         if self.settings.is_proxy(self.peer) and not self._hear_proxy():
             return
-        if self.settings.implicit_tls and not self._start_tls():
+        greetable = session.state is not State.CLOSED  # not one too many of the proxy's client
+        if greetable and self.settings.implicit_tls and not self._start_tls():
             return
         self._hear_early_talker()
         while (event := session.next_event()) is not END:
@@ -204,7 +206,7 @@ class Connection(socketserver.BaseRequestHandler):
                 data = self.stream.recv(RECEIVE_MAIL if receiving_mail else self._room)
             except OSError:
                 data = b""  # reset by the client, or no TLS any more
-        self.waiting, self.deadline = False, NEVER
+        self.waiting, self.deadline, self._farewell_due = False, NEVER, NEVER
         self._room = RECEIVE if len(data) >= RECEIVE_FIRST else RECEIVE_FIRST
         if not data:
             if self.last_words is not None:
@@ -226,7 +228,7 @@ class Connection(socketserver.BaseRequestHandler):
         if self._session_due < NEVER:
             if self._session_due <= monotonic():
                 return replies.SESSION_TOO_LONG
-            self.deadline = min(self.deadline, self._session_due)
+            self._farewell_due = self._session_due
         return None
 
     def send(self, data: bytes) -> None:
@@ -246,7 +248,8 @@ class Connection(socketserver.BaseRequestHandler):
 
     def is_late(self, now: float, stressed: bool) -> bool:
         """Tell whether the deadline has passed; ``stressed``: that of a server nearly full."""
-        return self.deadline - (self.hurry if stressed else 0) <= now
+        patience = self.deadline - (self.hurry if stressed else 0)
+        return patience <= now or self._farewell_due <= now
 
     def expire(self, stressed: bool) -> None:
         """The deadline has passed: end the wait, with a last word if the client may hear it."""
@@ -256,8 +259,8 @@ class Connection(socketserver.BaseRequestHandler):
         if self.last_words is None and not self.closing:
             self.server.counters.add(timeouts=1)
         if self.waiting and self.last_words is None:
-            self.deadline, self.hurry = now + LINGER, 0.0
-            too_long = self._session_due <= now
+            too_long = self._farewell_due <= now
+            self.deadline, self.hurry, self._farewell_due = now + LINGER, 0.0, NEVER
             self._wake(replies.SESSION_TOO_LONG if too_long else replies.TIMED_OUT)
         else:
             self.deadline = NEVER
@@ -266,7 +269,8 @@ class Connection(socketserver.BaseRequestHandler):
     def stop(self) -> None:
         """The server stops: let a transaction go on, end any other wait."""
         if self.negotiating:
-            self.deadline = min(self.deadline, monotonic() + LINGER)  # to hear 421 behind it
+            # To hear 421 behind it.
+            self.deadline, self.hurry = min(self.deadline, monotonic() + LINGER), 0.0
         elif self.waiting and not self.session.in_transaction:
             self._wake(replies.SHUTTING_DOWN)
 
@@ -366,7 +370,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _close(self) -> None:
         """Close; linger where what the client still sends would reset the connection."""
-        self.deadline = monotonic() + LINGER
+        self.deadline, self.hurry = monotonic() + LINGER, 0.0
         if not isinstance(self.stream, socket.socket):
             self.stream.close_notify()
         self.request.shutdown(socket.SHUT_WR)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SMTPHandler"]
 
+# Commands that end a transaction without a message.
+RESETS = frozenset({"RSET", "HELO", "EHLO", "LHLO"})
+
 # What the client is told of a fault of ours.
 FAULTS = {"connection": replies.NO_SERVICE, "credentials": replies.AUTH_ERROR}
 
@@ -75,6 +78,8 @@ class SMTPHandler(MailTaking):
         reply = self._decide(event)
         if event.verb == "message":
             self.account(reply)
+        elif event.verb in RESETS and isinstance(reply, Reply) and reply.code < 400:
+            self._drop_sink()  # of the chunks of a message that will have no end
         return reply
 
     def _decide(self, event: Command) -> Union[Reply, List[Reply]]:

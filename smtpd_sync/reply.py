@@ -105,6 +105,9 @@ class Reply:
     def __hash__(self) -> int:
         return hash((self.code, self.text, self.status))
 
+    def __str__(self) -> str:
+        return " ".join(filter(None, (str(self.code), self.status, self.text)))
+
     def __repr__(self) -> str:
         return f"Reply({self.code}, {self.text!r}, {self.status!r})"
 

@@ -115,7 +115,10 @@ class Sink:
         budget.give_back(self._size)
         self._size = 0
         if not isinstance(self.file, io.BytesIO):
-            self.file.close()
+            try:
+                self.file.close()
+            except OSError:
+                pass  # the disk is full; what the buffer still holds is nobody's any more
 
 
 def file_of(sink: Union[IO[bytes], Sink]) -> IO[bytes]:

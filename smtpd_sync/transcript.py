@@ -15,7 +15,7 @@ __all__ = ["Transcript"]
 
 LONGEST = 1_024
 HIDDEN = "(not shown)"
-_AUTH = re.compile(r"\s*AUTH", re.IGNORECASE)
+_AUTH = re.compile(rb"[^!-~]*AUTH", re.IGNORECASE)
 _MECHANISM = re.compile(rf"(AUTH (?:{'|'.join(MECHANISMS)}))(?: (.+))?", re.IGNORECASE)
 
 
@@ -45,7 +45,7 @@ class Transcript:
     def command(self, line: bytes, known: bool) -> None:
         """Write down a line of the client; ``known``: its first word is a verb."""
         text = shown(line)
-        if _AUTH.match(text):
+        if _AUTH.match(line):
             self._guarded = True
             named = _MECHANISM.fullmatch(text)
             said = named[1] if named else "AUTH"
