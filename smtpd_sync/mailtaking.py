@@ -145,7 +145,8 @@ class MailTaking(Hookable):
         envelope, size = self.envelope, self.session.mail_size
         if any(one.code < 400 for one in each):
             self.messages += 1
-            count = len(envelope.recipients)
+            accepted = [one for one in each if one.code < 400]
+            count = len(accepted) if len(each) > 1 else len(envelope.recipients)
             self.server.counters.add(messages=1, recipients=count, octets=size)
         else:
             self.server.counters.add(refused_messages=1)

@@ -76,7 +76,7 @@ class Session(MailReading, AuthReading):
     def receive_data(self, data: bytes) -> None:
         """Take octets from the client; ``b""`` is the end of input, never the end of mail data."""
         self._starved = False
-        if data:
+        if data and self.state is not CLOSED:
             self._inbox.add(data)
         else:
             self._ended = True

@@ -334,6 +334,15 @@ def test_log_lines_are_as_the_manual_shows(caplog):
     assert "recipients=bob@example.com,carol@example.com " in logged[0]
 
 
+def test_promises_are_held_by_tests_that_are_there():
+    rows = table("promises")
+    assert len(rows) >= 20
+    for *_, held in rows:
+        module, name = re.fullmatch(r"``(\w+)``: (.+)", held).groups()
+        source = (ROOT / "tests" / f"{module}.py").read_text(encoding="utf-8")
+        assert f"def test_{name.replace(' ', '_')}(" in source
+
+
 def test_limits_are_answered_as_the_manual_says():
     said = {literals(name)[0]: text for name, _, text in table("limits")}
     for name, *replies in (
