@@ -1,12 +1,17 @@
 """Fixtures: servers and clients that are gone when a test is over, and a certificate."""
 
 import shutil
+import signal
 import threading
 
 import pytest
 from support import LOOPBACK, Client, Inbox, Program, descriptors, make_certificate, until
 
 from smtpd_sync import SMTPHandler, SMTPServer
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in its background so, and our programs would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
