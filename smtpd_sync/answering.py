@@ -14,7 +14,7 @@ from .exchange import AuthExchange
 from .inbox import Inbox
 from .maildata import Chunk, MailData
 from .reply import Reply
-from .rules import DEFAULT_RULES, Rules
+from .rules import Rules, default_rules
 from .sasl import SecretRequest
 from .states import BARE, CLOSED, GATHER, JUNK, NEW, ON_REFUSAL, TRANSITIONS
 from .transcript import Transcript
@@ -25,8 +25,8 @@ __all__ = ["Answering"]
 class Answering:
     """The state of one conversation."""
 
-    def __init__(self, rules: Rules = DEFAULT_RULES, peer: Optional[Peer] = None) -> None:
-        self.rules = rules
+    def __init__(self, rules: Optional[Rules] = None, peer: Optional[Peer] = None) -> None:
+        self.rules = rules or default_rules()
         self.peer = peer or Peer("", 0)
         """The client."""
         self.tls: Optional[TLS] = None
@@ -47,7 +47,8 @@ class Answering:
         self.recorder: Optional[Transcript] = None
         """Writes down what is said, where that is wanted."""
         self._inbox = Inbox()
-        self._outbox: List[bytes] = []
+        self.outbox: List[bytes] = []
+        """Replies, rendered, that were not sent yet."""
         self._pending: Optional[Command] = None
         self._gathering = False
         self._ended = False
@@ -85,7 +86,7 @@ class Answering:
                 self.failures += 1
                 if self.failures > limits.auth_failures:
                     reply = replies.TOO_MANY_FAILURES
-        self._outbox.append(reply.render(extended=verb not in BARE))
+        self.outbox.append(reply.render(extended=verb not in BARE))
         if event is not None:
             if code < 400:
                 self.state = TRANSITIONS[verb][self.state]
@@ -100,7 +101,7 @@ class Answering:
                         self.forwarded = {}
         if reply.code == 421:
             self.state = CLOSED
-        self._gathering = verb in GATHER and bool(self._inbox) and self.state is not CLOSED
+        self._gathering = verb in GATHER and self._inbox.waiting and self.state is not CLOSED
         return None
 
     def _count_refusal(self, code: int) -> None:
@@ -112,20 +113,25 @@ class Answering:
 
     def _answer_message(self, event: Command, reply: Union[Reply, Sequence[Reply]]) -> None:
         """Answer the end of mail data: once, or in LMTP for each recipient."""
+        if isinstance(reply, Reply) and not self.rules.lmtp:
+            if reply.code < 400:
+                self._errors = self._junk = self._deferred = 0
+            self._answer("message", reply, event)
+            return
         count = len(self._open_envelope.recipients) if self.rules.lmtp else 1
         each = [reply] * count if isinstance(reply, Reply) else list(reply)
         if len(each) != count:
             raise ValueError(f"{len(each)} replies for {count} recipients")
         if any(one.code < 400 for one in each):
             self._errors = self._junk = self._deferred = 0
-        self._outbox.extend(one.render() for one in each[:-1])
+        self.outbox.extend(one.render() for one in each[:-1])
         self._answer("message", each[-1], event)
         if any(one.code == 421 for one in each):
             self.state = CLOSED
 
     def _hang_up(self, verb: str, reply: Reply) -> Optional[Command]:
         """Answer and close; nothing of what else has come is read."""
-        self._outbox.append(reply.render(extended=verb not in BARE))
+        self.outbox.append(reply.render(extended=verb not in BARE))
         self._inbox.clear()
         self.state = CLOSED
         self._gathering = False

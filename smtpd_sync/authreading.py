@@ -64,7 +64,7 @@ class AuthReading(Answering):
             self.recorder.response()
         if len(line) + 2 > self.rules.limits.auth_line:
             return self._step(replies.AUTH_LINE_TOO_LONG)
-        if self._inbox and self.rules.strict_pipelining:
+        if self._inbox.waiting and self.rules.strict_pipelining:
             return self._hang_up("AUTH", replies.OUT_OF_SYNC)
         return self._step(exchange.respond(line))
 
@@ -77,6 +77,6 @@ class AuthReading(Answering):
             self._pending = Command("credentials", step)
             return self._pending
         if step.code == 334:
-            self._outbox.append(step.render())
+            self.outbox.append(step.render())
             return None
         return self._answer("credentials", step, Command("credentials"))

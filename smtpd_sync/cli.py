@@ -37,6 +37,13 @@ REPEATABLE = {
 }
 
 
+# How the value of a flag is read, where it is not any text.
+SHAPES: Dict[str, Dict[str, Any]] = {
+    "spool_directory": {"metavar": "DIR"},
+    "workers": {"metavar": "N", "type": int},
+}
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -200,7 +207,7 @@ def _add_option(made: Parser, name: str) -> None:
         settings["help"] += " (repeatable)"
     else:
         shape = {"choices": option.choices} if option.choices else {"metavar": "TEXT"}
-        settings.update({"metavar": "DIR"} if name == "spool_directory" else shape)
+        settings.update(SHAPES.get(name, shape))
         settings["help"] += f" (default: {option.default})" if option.default else ""
     made.add_argument(f"--{flag}", **settings)
 

@@ -32,6 +32,7 @@ __all__ = ["Connection"]
 RECEIVE = 65_536
 RECEIVE_FIRST = 1_024  # a thread that waits holds the room that it asked for
 RECEIVE_MAIL = 262_144
+MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 NEVER = float("inf")
 LINGER = 1.0
 LINGER_OCTETS = 1_048_576
@@ -82,6 +83,7 @@ class Connection(socketserver.BaseRequestHandler):
         self.deadline = NEVER  # of what the thread waits for; the reaper ends the wait then
         self.hurry = max(0.0, limits.command_timeout - limits.stress_timeout)
         """Seconds that the deadline is earlier under stress."""
+        self._bounded = limits.session_time is not None
         self._session_due = self.began + (limits.session_time or NEVER)
         self._farewell_due = NEVER  # that time, while it may end a wait; no stress makes it earlier
         self._counted = ""  # the address, where it is not the accept loop that counted it
@@ -109,7 +111,8 @@ class Connection(socketserver.BaseRequestHandler):
             if self._followed:
                 self._log_dialogue()
             if event is NEED_DATA:
-                self.send(session.data_to_send())
+                if session.outbox:
+                    self.send(session.data_to_send())
                 session.receive_data(self.receive())
             elif event.verb == "content":
                 self.store(event.argument)
@@ -192,13 +195,13 @@ class Connection(socketserver.BaseRequestHandler):
 
     def receive(self) -> bytes:
         """Give what the client sends; ``b""`` at the end of input, or when it is to end."""
-        session, limits = self.session, self.settings.limits
+        session = self.session
         receiving_mail = session.receiving_mail
         if self._command_due is None:
-            self._command_due = monotonic() + limits.command_timeout
+            self._command_due = monotonic() + self.settings.limits.command_timeout
         self.deadline = self._command_due
         self.waiting = True
-        farewell = self._farewell()
+        farewell = self._farewell() if self._bounded or self.server.stopping else None
         if farewell is not None:
             self.last_words, data = farewell, b""
         else:
@@ -207,7 +210,8 @@ class Connection(socketserver.BaseRequestHandler):
             except OSError:
                 data = b""  # reset by the client, or no TLS any more
         self.waiting, self.deadline, self._farewell_due = False, NEVER, NEVER
-        self._room = RECEIVE if len(data) >= RECEIVE_FIRST else RECEIVE_FIRST
+        if not receiving_mail:
+            self._room = RECEIVE if len(data) >= RECEIVE_FIRST else RECEIVE_FIRST
         if not data:
             if self.last_words is not None:
                 self._part(self.last_words)
@@ -215,6 +219,7 @@ class Connection(socketserver.BaseRequestHandler):
                 self.reason, self.linger = "lost", False
         elif receiving_mail:
             # Each octet wins time, but never more than the whole time-out (as Postfix does).
+            limits = self.settings.limits
             won = self._command_due + len(data) / limits.data_rate
             self._command_due = min(won, monotonic() + limits.command_timeout)
         return data
@@ -341,12 +346,10 @@ class Connection(socketserver.BaseRequestHandler):
     def _hear_early_talker(self) -> None:
         """Let the session see what came before the greeting (RFC 5321 3.1)."""
         if self.session.tls is None and self.settings.strict_pipelining:
-            self.request.setblocking(False)
             try:
-                early = self.request.recv(RECEIVE)
+                early = self.request.recv(RECEIVE, MSG_DONTWAIT)
             except OSError:
-                early = b""  # nothing yet, as it should be
-            self.request.setblocking(True)
+                return  # nothing yet, as it should be
             if early:
                 self.session.receive_data(early)
 
@@ -373,8 +376,8 @@ class Connection(socketserver.BaseRequestHandler):
         self.deadline, self.hurry = monotonic() + LINGER, 0.0
         if not isinstance(self.stream, socket.socket):
             self.stream.close_notify()
-        self.request.shutdown(socket.SHUT_WR)
         if self.linger:
+            self.request.shutdown(socket.SHUT_WR)
             # A server that stops waits only for a client that talks: to close on what it sends
             # would reset the connection, and the reply that it has not read would be lost.
             self.request.settimeout(0 if self.server.stopping else LINGER)

@@ -10,6 +10,7 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Callable, Dict, Optional, Set, Union
 
+from .crew import Crew
 from .limits import Limits
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Census", "Crowd"]
 
 REAPER_PERIOD = 0.5
+PATIENCE = 0.02  # who leaves may do so unheard
 
 
 def network_of(address: str) -> Union[str, bytes, None]:
@@ -65,30 +67,29 @@ class Census:
 class Crowd:
     """The live threads and sessions."""
 
-    def __init__(self) -> None:
-        self.threads: Set[threading.Thread] = set()
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
         self.sessions: Set[Connection] = set()
         self.census = Census()
         self._change = threading.Condition()
 
-    def add(self, thread: threading.Thread) -> None:
-        """Know a thread that serves a client."""
-        with self._change:
-            self.threads.add(thread)
+    @property
+    def threads(self) -> Set[threading.Thread]:
+        """The threads that serve a client."""
+        return self._crew.busy
 
-    def remove(self, thread: threading.Thread) -> None:
-        """Forget it."""
+    def tell(self) -> None:
+        """Tell who waits that somebody leaves."""
         with self._change:
-            self.threads.discard(thread)
             self._change.notify_all()
 
     def is_full(self, limits: Limits) -> bool:
         """Tell whether nobody else may come."""
-        return len(self.threads) >= limits.connections
+        return len(self._crew.busy) >= limits.connections
 
     def is_stressed(self, limits: Limits) -> bool:
         """Tell whether four fifths of the places are taken."""
-        return len(self.threads) * 5 >= limits.connections * 4
+        return len(self._crew.busy) * 5 >= limits.connections * 4
 
     def reap(self, limits: Limits) -> None:
         """End the waits whose deadline has passed."""
@@ -117,7 +118,7 @@ class Crowd:
                 left = deadline() - monotonic()
                 if left <= 0:
                     return False
-                self._change.wait(min(left, REAPER_PERIOD))
+                self._change.wait(min(left, PATIENCE))
         return True
 
 

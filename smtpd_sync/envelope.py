@@ -105,7 +105,8 @@ class Envelope:
     @property
     def binary(self) -> bool:
         """Whether the sender declared it BODY=BINARYMIME (RFC 3030 3)."""
-        return str(self.sender_parameters.get("BODY")).upper() == "BINARYMIME"
+        parameters = self.sender_parameters
+        return "BODY" in parameters and str(parameters["BODY"]).upper() == "BINARYMIME"
 
     def open(self) -> IO[bytes]:
         """Give the mail data as a binary file, at its first octet. Do not close it."""

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EXTENSIONS", "Extension", "Parameter", "deliver_by", "future_release", "mt_priority"]
 
-_DATE_TIME = re.compile(
+_DATE_TIME = (
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?"
-    r"(?:Z|([+-])([0-9]{2}):([0-9]{2}))",
-    re.IGNORECASE | re.ASCII,
+    r"(?:Z|([+-])([0-9]{2}):([0-9]{2}))"
 )
 DATE_TIME = r"[0-9T:.Z+-]{20,35}"
 
@@ -28,7 +27,7 @@ def date_time(text: str) -> Optional[datetime]:
     """Read a date-time of RFC 3339; ``None`` if it is none."""
     from datetime import datetime, timedelta, timezone  # not cheap, and seldom needed
 
-    match = _DATE_TIME.fullmatch(text)
+    match = re.fullmatch(_DATE_TIME, text, re.IGNORECASE | re.ASCII)
     if match is None:
         return None
     try:

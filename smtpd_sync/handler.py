@@ -24,11 +24,19 @@ if TYPE_CHECKING:
 
 __all__ = ["SMTPHandler"]
 
-# Commands that end a transaction without a message.
-RESETS = frozenset({"RSET", "HELO", "EHLO", "LHLO"})
+# What is done once a reply is known: a message is counted; what was sent of one that will have no
+# end is forgotten.
+AFTER = {
+    "message": "account",
+    **dict.fromkeys(("RSET", "HELO", "EHLO", "LHLO"), "forget"),
+}
 
 # What the client is told of a fault of ours.
 FAULTS = {"connection": replies.NO_SERVICE, "credentials": replies.AUTH_ERROR}
+
+
+# The method that answers an event.
+METHODS = {verb: f"do_{verb}" for verb in (*VERBS, "connection", "credentials", "message")}
 
 
 class SMTPHandler(MailTaking):
@@ -75,29 +83,25 @@ class SMTPHandler(MailTaking):
     def answer(self, event: Command) -> Union[Reply, List[Reply]]:
         """Decide on an event: the method ``do_`` and its verb, and what it raises."""
         self.command = event
-        reply = self._decide(event)
-        if event.verb == "message":
-            self.account(reply)
-        elif event.verb in RESETS and isinstance(reply, Reply) and reply.code < 400:
-            self._drop_sink()  # of the chunks of a message that will have no end
-        return reply
-
-    def _decide(self, event: Command) -> Union[Reply, List[Reply]]:
+        verb = event.verb
         try:
-            reply: Union[Reply, List[Reply]] = getattr(self, "do_" + event.verb)(event)
-            return reply
+            reply: Union[Reply, List[Reply]] = getattr(self, METHODS[verb])(event)
         except Reject as reject:
-            return reject.reply
+            reply = reject.reply
         except Disconnect as disconnect:
             self.hanging_up = True
-            return disconnect.reply
+            reply = disconnect.reply
         except Exception:
             # What it says is for the log alone: the client gets no detail.
-            self.fault(f"do_{event.verb} failed")
-            return FAULTS.get(event.verb, replies.LOCAL_ERROR)
+            self.fault(f"do_{verb} failed")
+            reply = FAULTS.get(verb, replies.LOCAL_ERROR)
         except SystemExit:
-            self.fault(f"do_{event.verb} called exit(), which ends no more than its session")
-            return replies.NO_SERVICE
+            self.fault(f"do_{verb} called exit(), which ends no more than its session")
+            reply = replies.NO_SERVICE
+        after = AFTER.get(verb)
+        if after is not None:
+            getattr(self, after)(reply)
+        return reply
 
     def do_connection(self, event: Command) -> Reply:
         """Greet, or refuse the host (RFC 5321 3.1)."""

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         open_sink: Callable[[Envelope], IO[bytes]]
         verify: Callable[[str], Receipt]
         expand: Callable[[str], Receipt]
+        worker_started: Callable[[], None]
         session_ended: Callable[[str], None]
 
 
@@ -83,6 +84,7 @@ HOOKS: Mapping[str, str] = {
     "open_sink": "envelope",
     "verify": "text",
     "expand": "text",
+    "worker_started": "",
     "session_ended": "reason",
 }
 """Name of each hook -> its arguments. The lists never grow: context is on the handler."""
@@ -128,7 +130,9 @@ def _battery_methods(battery: Any) -> Dict[str, Any]:
         def call(self: SMTPHandler, *arguments: Any) -> Any:
             if self.battery is None and name == "session_ended":
                 return None  # it ended before anything was attached
-            return getattr(self.battery, name)(*arguments)
+            # Workers start before there is a connection to attach to.
+            served_by = battery if name == "worker_started" else self.battery
+            return getattr(served_by, name)(*arguments)
 
         call.__name__ = name
         return call

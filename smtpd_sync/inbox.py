@@ -13,24 +13,26 @@ __all__ = ["Inbox"]
 class Inbox:
     """A buffer with one reader."""
 
-    __slots__ = ("_data", "_head", "_position")
+    __slots__ = ("_data", "_end", "_head", "_position", "waiting")
 
     def __init__(self) -> None:
         self._data = b""
-        self._position = 0
+        self._position = self._end = 0
         self._head = b""  # of a line that is too long and has not ended yet
-
-    def __bool__(self) -> bool:
-        return self._position < len(self._data)
+        self.waiting = False
+        """Whether there is something to read, be it a part of a line."""
 
     def add(self, data: bytes) -> None:
         """Append what has come."""
-        rest = self._data[self._position :]
-        self._data, self._position = rest + data if rest else data, 0
+        if self.waiting:
+            data = self._data[self._position :] + data
+        self._data, self._position, self._end = data, 0, len(data)
+        self.waiting = True
 
     def clear(self) -> None:
         """Forget all."""
-        self._data, self._position, self._head = b"", 0, b""
+        self._data, self._position, self._end, self._head = b"", 0, 0, b""
+        self.waiting = False
 
     def starts_with(self, octets: bytes) -> bool:
         """Tell whether the line to come begins with ``octets``."""
@@ -45,23 +47,31 @@ class Inbox:
         start, head = self._position, self._head
         end = self._data.find(b"\r\n", start)
         if end >= 0:
-            self._position = end + 2
+            self._move(end + 2)
             self._head = b""
-            return head or self._data[start : min(end, start + longest + 1)]
-        if head or len(self._data) - start > longest + 1:  # one more may be the CR
+            return (
+                head or self._data[start : end if end - start <= longest else start + longest + 1]
+            )
+        if head or self._end - start > longest + 1:  # one more may be the CR
             self._head = head or self._data[start : start + longest + 1]
             # The last octet may be the CR of the CRLF.
-            self._data, self._position = b"\r" if self._data.endswith(b"\r") else b"", 0
+            self._data = b"\r" if self._data.endswith(b"\r") else b""
+            self._end = len(self._data)
+            self._move(0)
         return None
+
+    def _move(self, position: int) -> None:
+        self._position = position
+        self.waiting = position < self._end
 
     def take(self, most: Optional[int] = None) -> bytes:
         """Take what is there, at most ``most`` octets."""
         start = self._position
-        end = len(self._data) if most is None else min(start + most, len(self._data))
-        data = self._data if start == 0 and end == len(self._data) else self._data[start:end]
-        self._position = end
+        end = self._end if most is None else min(start + most, self._end)
+        data = self._data if start == 0 and end == self._end else self._data[start:end]
+        self._move(end)
         return data
 
     def put_back(self, rest: bytes) -> None:
         """Let ``rest``, the end of what was taken, be read again."""
-        self._position -= len(rest)
+        self._move(self._position - len(rest))

@@ -24,6 +24,7 @@ __all__ = [
 
 log = logging.getLogger("smtpd_sync")
 
+AF_UNIX = getattr(socket, "AF_UNIX", None)  # Windows has none
 BACKLOG = 1_024  # 5, socketserver's, hangs clients at twenty at once
 SYSTEMD_FIRST = 3  # sd_listen_fds(3)
 
@@ -59,7 +60,15 @@ def listen(address: Union[Address, List[Address]]) -> List[Listener]:
         raise
     if not listeners:
         raise ValueError("no address to listen at")
+    for listener in listeners:
+        without_delay(listener.socket)  # on Linux, what it accepts inherits that
     return listeners
+
+
+def without_delay(sock: socket.socket) -> None:
+    """Have small replies sent at once, and not held back for more (RFC 896)."""
+    if sock.family != AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _listen(address: object) -> Listener:
@@ -67,19 +76,19 @@ def _listen(address: object) -> Listener:
         listens = getattr(socket, "SO_ACCEPTCONN", None)
         if listens is not None and not address.getsockopt(socket.SOL_SOCKET, listens):
             raise ValueError(f"the socket does not listen: {address!r}")
-        return Listener(address, _nothing)
+        return Listener(address, nothing)
     if isinstance(address, str):
         address = UnixSocket(address)
     if isinstance(address, UnixSocket):
         return _listen_unix(address)
     if isinstance(address, tuple) and len(address) >= 2:
-        return Listener(_listen_tcp(*address[:2]), _nothing)
+        return Listener(_listen_tcp(*address[:2]), nothing)
     raise ValueError(
         f"an address is (host, port), a path, a UnixSocket, a socket, or a list: {address!r}"
     )
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Leave things as they are."""
 
 

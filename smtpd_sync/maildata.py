@@ -31,14 +31,24 @@ class MailData:
     The stream stays in step whatever it holds: `fault` says at the end what is wrong with it.
     """
 
-    __slots__ = ("_chunks", "_data", "_limits", "_reject_bare", "ended", "refusal", "size")
+    __slots__ = (
+        "_chunk_rules",
+        "_chunks",
+        "_data",
+        "_limits",
+        "_reject_bare",
+        "ended",
+        "refusal",
+        "size",
+    )
 
     def __init__(self, limits: Limits, bare_newline: str, binary: bool = False) -> None:
         measure = limits.text_line is not None
         self._limits = limits
         self._reject_bare = bare_newline == "reject"
         self._data = DataDecoder(bare_newline, measure)
-        self._chunks = ChunkDecoder(bare_newline, measure, binary)
+        self._chunks: Optional[ChunkDecoder] = None
+        self._chunk_rules = bare_newline, measure, binary
         self.size = 0
         """Octets of content (RFC 1870 3: with each CRLF, without the added dots)."""
         self.refusal: Optional[Reply] = None
@@ -54,6 +64,8 @@ class MailData:
 
     def chunk(self, octets: bytes, end: bool) -> bytes:
         """Take octets that follow BDAT; ``end``: they are the last."""
+        if self._chunks is None:
+            self._chunks = ChunkDecoder(*self._chunk_rules)
         content = self._chunks.feed(octets, end)
         self.ended = end
         return self._count(content)
@@ -81,9 +93,9 @@ class MailData:
             return self.refusal
         if self.too_big:
             return replies.MESSAGE_TOO_BIG
-        if self._reject_bare and (self._data.bare_newlines or self._chunks.bare_newlines):
+        decoder = self._chunks or self._data
+        if self._reject_bare and decoder.bare_newlines:
             return replies.BARE_NEWLINE
-        longest = max(self._data.longest_line, self._chunks.longest_line)
-        if text_line is not None and longest > text_line:
+        if text_line is not None and decoder.longest_line > text_line:
             return replies.TEXT_LINE_TOO_LONG
         return None

@@ -31,7 +31,7 @@ class MailReading(Answering):
     def _read_mail_data(self) -> Optional[Command]:
         """Read what follows DATA."""
         mail = self._open_mail
-        if self._inbox and not mail.ended:
+        if self._inbox.waiting and not mail.ended:
             content, rest = mail.data(self._inbox.take())
             if rest:
                 self._inbox.put_back(rest)
@@ -105,7 +105,7 @@ class MailReading(Answering):
             if chunk.last and self.rules.lmtp:
                 # One reply for each recipient, whatever it is (RFC 2033 4.3).
                 others = len(self._open_envelope.recipients) - 1
-                self._outbox.extend([chunk.refusal.render()] * others)
+                self.outbox.extend([chunk.refusal.render()] * others)
             return self._answer("BDAT", chunk.refusal, Command("BDAT"))
         mail = self._open_mail
         # A message that has lost a chunk stays lost until RSET, and says so at each chunk.

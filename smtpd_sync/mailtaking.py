@@ -84,7 +84,8 @@ class MailTaking(Hookable):
                 write_all(sink, received(self.envelope, self.settings.hostname))
                 if content[:1] in (b" ", b"\t"):
                     write_all(sink, b"\r\n")  # else the first line would fold into our field
-            write_all(sink, content)
+            if content:
+                write_all(sink, content)
             if last:
                 sink.flush()  # what waits in its buffer may find no room: no 250 before
         except Exception as error:  # a sink is code of the user
@@ -139,11 +140,16 @@ class MailTaking(Hookable):
         except Exception:
             self.fault("a sink could not be closed")
 
+    def forget(self, reply: Union[Reply, List[Reply]]) -> None:
+        """Drop what has come of a message, if the command that ends its transaction is accepted."""
+        if isinstance(reply, Reply) and reply.code < 400:
+            self._drop_sink()
+
     def account(self, reply: Union[Reply, List[Reply]]) -> None:
         """Count a message and log it, with what the client is told of it."""
-        each = reply if isinstance(reply, list) else [reply]
         envelope, size = self.envelope, self.session.mail_size
-        if any(one.code < 400 for one in each):
+        each = reply if isinstance(reply, list) else [reply]
+        if min([one.code for one in each]) < 400:
             self.messages += 1
             accepted = [one for one in each if one.code < 400]
             count = len(accepted) if len(each) > 1 else len(envelope.recipients)

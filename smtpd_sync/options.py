@@ -73,6 +73,22 @@ def _directory(value: Any) -> Any:
     return value
 
 
+def _workers(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"a number of processes from 1 on, not {value!r}")
+    if value > 1 and not hasattr(os, "fork"):
+        raise ValueError("this platform cannot fork")
+    return value
+
+
+def _affinity(value: Any) -> Optional[str]:
+    if value not in (None, "adaptive"):
+        raise ValueError(f"None or 'adaptive', not {value!r}")
+    if value and not hasattr(os, "sched_setaffinity"):
+        raise ValueError("this platform cannot bind threads to a core")
+    return str(value) if value else None
+
+
 def _limits(value: Any) -> Limits:
     if not isinstance(value, Limits):
         raise ValueError(f"a Limits, not {value!r}")
@@ -157,6 +173,14 @@ OPTIONS: Dict[str, Option] = {
         Option("local_domains", (), _domains, "domains whose postmaster is always accepted"),
         Option("spool_directory", None, _directory, "where large mail waits; the system's if None"),
         Option("transcript", False, _flag, "keep what each session said, without mail data"),
+        Option("workers", 1, _workers, "processes that serve, each on a core of its own"),
+        Option(
+            "cpu_affinity",
+            None,
+            _affinity,
+            "adaptive: threads keep to one core while three or more are busy",
+            ("adaptive",),
+        ),
         Option("limits", DEFAULT_LIMITS, _limits, "a Limits(...)"),
         Option("trace", True, _flag, "put a Received field before each message"),
     )

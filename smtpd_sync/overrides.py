@@ -96,5 +96,8 @@ class Hookable(Connection):
         """Called at EXPN; a str is the text of the 250, a line a member; ``None`` answers 502."""
         return None
 
+    def worker_started(self) -> None:
+        """Called once in each worker process, before it serves; there is no session yet."""
+
     def session_ended(self, reason: str) -> None:
         """Called once, whatever happened, when the connection is over."""

@@ -5,6 +5,7 @@ Nothing that a session would look up for each command is looked up twice.
 
 from __future__ import annotations
 
+import functools
 from typing import Iterable, Mapping, NamedTuple, Tuple
 
 from . import reply as replies
@@ -13,7 +14,7 @@ from .limits import DEFAULT_LIMITS, Limits
 from .reply import Reply
 from .sasl import MECHANISMS
 
-__all__ = ["DEFAULT_RULES", "Rules", "rules"]
+__all__ = ["Rules", "default_rules", "rules"]
 
 
 XCLIENT = Extension("XCLIENT", " ".join(ATTRIBUTES["XCLIENT"]))
@@ -117,4 +118,7 @@ def _always(limits: Limits) -> Tuple[Extension, ...]:
     )
 
 
-DEFAULT_RULES = rules()
+@functools.cache
+def default_rules() -> Rules:
+    """Give the rules of a server with all defaults. Made when asked for."""
+    return rules()

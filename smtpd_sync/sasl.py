@@ -4,12 +4,12 @@ A mechanism gets the initial response, or ``None`` where there was none, and yie
 a challenge whose answer it is sent; a `SecretRequest`, which comes back filled in; and at last the
 `Credentials` that it stands by. What breaks its rules is a `Reject`. Knows nothing of base64, of
 sessions or of who may in.
+
+Most servers have no AUTH: what costs time to import or to compile is so at the first use.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
 from typing import Any, Callable, Dict, Generator, NamedTuple, Optional, Union
 
@@ -60,6 +60,9 @@ class Credentials:
 
         ``None``, for a user that is not known, costs the same and is ``False``.
         """
+        import hashlib
+        import hmac
+
         try:
             given = prepared(self.password or "").encode()
             wanted = prepared(plaintext or "").encode()
@@ -84,6 +87,9 @@ class ScramKeys(NamedTuple):
     @classmethod
     def of(cls, password: str, salt: bytes, iterations: int = ITERATIONS) -> ScramKeys:
         """Derive the keys of a password."""
+        import hashlib
+        import hmac
+
         salted = hashlib.pbkdf2_hmac("sha256", prepared(password).encode(), salt, iterations)
         client_key = hmac.digest(salted, b"Client Key", "sha256")
         return cls(
@@ -223,6 +229,8 @@ def login(initial: Optional[bytes], context: Context) -> Exchange:
 
 def cram_md5(initial: Optional[bytes], context: Context) -> Exchange:
     """CRAM-MD5 (RFC 2195): a digest of our challenge. For old clients only."""
+    import hmac
+
     if initial is not None:
         raise Reject(*replies.SERVER_FIRST)
     challenge = f"<{context.nonce}@{context.hostname}>".encode()
@@ -238,11 +246,11 @@ def cram_md5(initial: Optional[bytes], context: Context) -> Exchange:
     yield Credentials("CRAM-MD5", request.username, verified=True)
 
 
-_CLIENT_FIRST = re.compile(
+_CLIENT_FIRST = (
     r"(?P<header>(?:n|y|p=(?P<binding>[A-Za-z0-9.-]+)),(?:a=(?P<authzid>[^,]+))?,)"
     r"(?P<bare>n=(?P<name>[^,]+),r=(?P<nonce>[!-+\--~]+)(?:,[A-Za-z]=[^,]+)*)"
 )
-_CLIENT_FINAL = re.compile(
+_CLIENT_FINAL = (
     r"(?P<without_proof>c=(?P<binding>[A-Za-z0-9+/=]+),r=(?P<nonce>[!-+\--~]+)"
     r"(?:,[A-Za-z]=[^,]+)*),p=(?P<proof>[A-Za-z0-9+/=]+)"
 )
@@ -260,9 +268,11 @@ def scram(plus: bool) -> Callable[[Optional[bytes], Context], Exchange]:
     mechanism = "SCRAM-SHA-256" + "-PLUS" * plus
 
     def run(initial: Optional[bytes], context: Context) -> Exchange:
+        import hashlib
+        import hmac
         from base64 import b64decode, b64encode
 
-        first = _CLIENT_FIRST.fullmatch(text_of((yield b"") if initial is None else initial))
+        first = re.fullmatch(_CLIENT_FIRST, text_of((yield b"") if initial is None else initial))
         if first is None:
             raise Reject(*replies.BAD_RESPONSE)
         flag, binding = first["header"][0], first["binding"]
@@ -282,7 +292,7 @@ def scram(plus: bool) -> Callable[[Optional[bytes], Context], Exchange]:
             keys = ScramKeys.of(context.nonce if keys is None else keys, salt)
         nonce = first["nonce"] + context.nonce
         server_first = f"r={nonce},s={b64encode(keys.salt).decode()},i={keys.iterations}"
-        final = _CLIENT_FINAL.fullmatch(text_of((yield server_first.encode())))
+        final = re.fullmatch(_CLIENT_FINAL, text_of((yield server_first.encode())))
         if final is None:
             raise Reject(*replies.BAD_RESPONSE)
         bound = first["header"].encode() + ((context.end_point or b"") if plus else b"")
@@ -306,20 +316,20 @@ def scram(plus: bool) -> Callable[[Optional[bytes], Context], Exchange]:
     return run
 
 
-_XOAUTH2 = re.compile("user=([^\x01]+)\x01auth=Bearer ([!-~]+)\x01\x01", re.IGNORECASE | re.ASCII)
-_OAUTHBEARER = re.compile(
+_XOAUTH2 = "user=([^\x01]+)\x01auth=Bearer ([!-~]+)\x01\x01"
+_OAUTHBEARER = (
     "[ny],(?:a=([^,]+))?,\x01(?:[A-Za-z]+=[^\x01]*\x01)*?auth=Bearer ([!-~]+)\x01"
-    "(?:[A-Za-z]+=[^\x01]*\x01)*\x01",
-    re.IGNORECASE | re.ASCII,
+    "(?:[A-Za-z]+=[^\x01]*\x01)*\x01"
 )
 
 
-def bearer(mechanism: str, syntax: re.Pattern[str]) -> Callable[..., Exchange]:
+def bearer(mechanism: str, syntax: str) -> Callable[..., Exchange]:
     """Make a mechanism that shows a bearer token: XOAUTH2, OAUTHBEARER (RFC 7628)."""
 
     def run(initial: Optional[bytes], context: Context) -> Exchange:
         response = (yield b"") if initial is None else initial
-        match = syntax.fullmatch(response.decode("utf-8", "surrogateescape"))
+        shown = response.decode("utf-8", "surrogateescape")
+        match = re.fullmatch(syntax, shown, re.IGNORECASE | re.ASCII)
         if match is None:
             raise Reject(*replies.BAD_RESPONSE)
         username = text_of((match[1] or "").encode("utf-8", "surrogateescape"))

@@ -6,7 +6,6 @@ Knows sockets and threads; what is said on a connection is the handler's and the
 from __future__ import annotations
 
 import os
-import selectors
 import socket
 import socketserver
 import threading
@@ -14,15 +13,15 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple, Type, Union
 
-from . import reply as replies
+from .accepting import Accepting
+from .crew import Crew
 from .crowd import Crowd, reaper_period
 from .extensions import Extension
 from .handler import SMTPHandler
 from .limits import DEFAULT_LIMITS, Limits
-from .listening import Address, listen, peer_of
+from .listening import Address, Listener, listen, nothing
 from .logs import log, name_sessions, pairs
 from .options import OPTIONS
-from .reply import Reply
 from .settings import Settings, resolve
 from .stats import Counters
 from .storage import Storage
@@ -31,17 +30,16 @@ if TYPE_CHECKING:
     from .proxy import Networks
     from .settings import Keywords, Unpack
     from .tls import TLSSetting
+    from .workers import Supervisor
 
 __all__ = ["SMTPServer"]
 
-PAUSE = 0.1  # after accept() failed for want of descriptors
 FAREWELL = 1.0  # for threads whose connection was cut at the deadline
 TROUBLES = ("turned_away", "turned_away_by_address", "failed_accepts")
 LMTP_AT_25 = "lmtp: port 25 is for SMTP (RFC 2033 5)"
-AF_UNIX = getattr(socket, "AF_UNIX", None)  # Windows has none
 
 
-class SMTPServer(socketserver.ThreadingTCPServer):
+class SMTPServer(Accepting):
     """An SMTP server with one thread for each connection.
 
     ``address`` is ``(host, port)``, the path of a Unix socket, a socket that listens already, or a
@@ -73,6 +71,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
     local_domains: Tuple[str, ...] = ()
     spool_directory: Optional[Union[str, os.PathLike[str]]] = None
     transcript: bool = False
+    workers: int = 1
+    cpu_affinity: Optional[str] = None
     limits: Limits = DEFAULT_LIMITS
     trace: bool = True
 
@@ -85,9 +85,12 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self._handler = handler
         self._hooks: Dict[str, Any] = {}
         self._salt_key = os.urandom(32)
+        self.crew = Crew(self.process_request_thread)
         self._set_up(options)
         name_sessions()
-        self.crowd = Crowd()
+        self._supervisor: Optional[Supervisor] = None
+        self._control: Optional[socket.socket] = None
+        self.crowd = Crowd(self.crew)
         self.storage = Storage()
         self.counters = Counters()
         self._told = self.counters.snapshot()
@@ -98,8 +101,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self._over = threading.Event()
         self.stopping = False
         """Whether `stop` was called."""
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_sender.setblocking(False)
+        self._make_waker()
         try:
             self._listeners = listen(address)
         except BaseException:
@@ -123,6 +125,10 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         """Set options and hooks, for the connections to come; as the constructor does."""
         if options.get("lmtp") and self._at_port_25:
             raise ValueError(LMTP_AT_25)
+        if self._supervisor is not None:
+            raise RuntimeError("workers: configure before the workers are there")
+        if "workers" in options and self._serving is not None:
+            raise RuntimeError("workers: configure them before the server serves")
         self._set_up(options)
 
     def _set_up(self, options: Mapping[str, Any]) -> None:
@@ -133,6 +139,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self._hooks = settings.hooks
         self.RequestHandlerClass = settings.handler
         self.settings: Settings = settings
+        self.crew.adapt(self.cpu_affinity == "adaptive")
 
     def reload_tls(self) -> None:
         """Read the certificates again, for the handshakes to come; sessions live on.
@@ -143,6 +150,9 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         if self.tls is None or not (isinstance(self.tls, tuple) or callable(self.tls)):
             raise ValueError("reload_tls() needs tls= as a (certfile, keyfile) pair or a callable")
         self._set_up({})
+        if self._supervisor is not None:
+            self._supervisor.reloading = True
+            self._wake()
 
     # -- where it listens --------------------------------------------------------------------
 
@@ -182,10 +192,14 @@ class SMTPServer(socketserver.ThreadingTCPServer):
             self._serving = current
         if self._over.is_set():
             return  # a signal came first
-        reaper = threading.Thread(target=self._reap, name="smtpd-reaper", daemon=True)
-        reaper.start()
         try:
-            self._accept()
+            if self.workers > 1:
+                from .workers import Supervisor  # seldom needed
+
+                self._supervisor = Supervisor(self, self.workers)
+                self._supervisor.run()
+            else:
+                self._serve()
         finally:
             self.stopping = True
             self._deadline = min(self._deadline, monotonic() + 10)
@@ -195,8 +209,50 @@ class SMTPServer(socketserver.ThreadingTCPServer):
                 self._tell_troubles()
                 self._close()
 
+    def _serve(self) -> None:
+        """Take clients until `stop`."""
+        threading.Thread(target=self._reap, name="smtpd-reaper", daemon=True).start()
+        self._accept()
+
+    def become_worker(self, number: int, limits: Limits, control: socket.socket) -> None:
+        """Serve as one of several processes, in a fork of the one that was to serve."""
+        self._supervisor = None
+        self._control = control
+        self.workers = 1
+        self._serving = threading.current_thread()
+        self._wake_receiver.close()  # the supervisor has the other
+        self._wake_sender.close()
+        self._make_waker()
+        # The path of a Unix socket is the supervisor's to remove.
+        self._listeners = [Listener(each.socket, nothing) for each in self._listeners]
+        # No other setting is worked out anew: who gave up privileges cannot read its key again.
+        self.limits = self.settings.limits = limits
+        self._told = self.counters.snapshot()
+        self.crew.adapt(False)  # the supervisor chose a core
+        hooks = object.__new__(self.settings.handler)
+        hooks.server = self
+        hooks.worker_started()
+        try:
+            self._serve()
+        finally:
+            self.stopping = True
+            self._drain()
+            self._close()
+
+    def obey(self) -> None:
+        """Do what the supervisor says."""
+        from .workers import obey
+
+        assert self._control is not None, "this is a worker"
+        obey(self, self._control)
+
     def start(self) -> SMTPServer:
-        """Serve in a background thread; give the server back."""
+        """Serve in a background thread; give the server back.
+
+        With ``workers`` that is a ``ValueError``: a process with threads must not fork.
+        """
+        if self.workers > 1:
+            raise ValueError("workers: start() serves in a thread; use serve_forever()")
         thread = threading.Thread(target=self.serve_forever, name="smtpd-accept", daemon=True)
         with self._change:
             if self._serving is not None or self._over.is_set():
@@ -218,7 +274,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         current = threading.current_thread()
         if self._serving is None:
             self._close()
-        elif current is not self._serving and current not in self.crowd.threads:
+        elif current is not self._serving and current not in self.crew.busy:
             self._over.wait()
 
     def __enter__(self) -> SMTPServer:
@@ -240,98 +296,18 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         """As `stop`: ``socketserver`` would wait for an idle client for ever."""
         self.stop()
 
-    def _accept(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            for listener in self._listeners:
-                listener.socket.setblocking(False)
-                selector.register(listener.socket, selectors.EVENT_READ, listener.socket)
-            selector.register(self._wake_receiver, selectors.EVENT_READ)
-            while not self.stopping:
-                for key, _ in selector.select():
-                    if key.data is not None:
-                        self._accept_waiting(key.data)
-
-    def _accept_waiting(self, listener: socket.socket) -> None:
-        """Take all clients that wait at a listener."""
-        while not self.stopping:
-            try:
-                request, address = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # Out of descriptors, or the client has gone: neither ends the server.
-                self._last_error = error
-                self.counters.add(failed_accepts=1)
-                self._over.wait(PAUSE)
-                return
-            if not self.verify_request(request, address):
-                request.close()
-            elif self.crowd.is_full(self.limits):
-                self.counters.add(turned_away=1)
-                self._turn_away(request, replies.TOO_BUSY)
-            elif not self._count_in(address):
-                self.counters.add(turned_away_by_address=1)
-                self._turn_away(request, replies.TOO_MANY_OF_YOU)
-            else:
-                self.process_request(request, address)
-
-    def _count_in(self, client_address: Any) -> bool:
-        """Count a connection to its client's, unless that has too many. Proxies have no limit."""
-        peer = peer_of(client_address)
-        most = None if self.settings.is_trusted(peer) else self.limits.connections_per_address
-        return self.crowd.census.enter(peer.address, most)
-
-    def _count_out(self, client_address: Any) -> None:
-        self.crowd.census.leave(peer_of(client_address).address)
-
-    def _turn_away(self, request: socket.socket, reply: Reply) -> None:
-        """Say 421 to a client that gets no thread, and do not wait for it."""
-        request.setblocking(False)
-        try:
-            request.send(reply.render(extended=False))
-        except OSError:
-            pass  # it need not listen
-        request.close()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Start the thread of a connection."""
-        thread = threading.Thread(
-            target=self.process_request_thread, args=(request, client_address), daemon=True
-        )
-        self.crowd.add(thread)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            self._last_error = error
-            self.counters.add(failed_accepts=1)
-            self.crowd.remove(thread)
-            self._count_out(client_address)
-            self._turn_away(request, replies.TOO_BUSY)
-        else:
-            self.counters.add(connections=1)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one client, in its thread."""
-        try:
-            request.setblocking(True)
-            if request.family != AF_UNIX:
-                request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.finish_request(request, client_address)
-        except Exception:
-            log.exception("a session failed")
-        finally:
-            request.close()
-            self._count_out(client_address)
-            self.crowd.remove(threading.current_thread())
-
     def stats(self) -> Dict[str, int]:
         """Give what the server has done, as `smtpd_sync.stats.COUNTERS` has it, and what it holds.
 
         That are ``sessions``, the clients served now, and ``memory`` and ``spool``, the octets of
         mail data that wait now.
         """
+        if self._supervisor is not None:
+            return self._supervisor.counts()
+        return {**self.counters.snapshot(), **self._gauges()}
+
+    def _gauges(self) -> Dict[str, int]:
         return {
-            **self.counters.snapshot(),
             "sessions": len(self.crowd.sessions),
             "memory": self.storage.memory.used,
             "spool": self.storage.spool.used,
@@ -343,6 +319,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         """Look at all deadlines now and then, in one thread, and tell of troubles."""
         while not self._over.wait(reaper_period(self.limits)):
             self.crowd.reap(self.limits)
+            self.counters.show(self._gauges())
             self._tell_troubles()
 
     def _tell_troubles(self) -> None:
@@ -356,11 +333,29 @@ class SMTPServer(socketserver.ThreadingTCPServer):
     def _drain(self) -> None:
         """Wait for the sessions to end, until the deadline; then cut them off."""
         self._close_listeners()
+        if self._supervisor is not None:
+            self._supervisor.end(lambda: self._deadline)
         self.crowd.stop()
-        if not self.crowd.wait(lambda: self._deadline):
+        if not self.crowd.wait(self._due):
             log.warning("stop: %d sessions are cut off", self.crowd.abort())
             farewell = monotonic() + FAREWELL
             self.crowd.wait(lambda: farewell)
+        self.crew.close()
+
+    def _due(self) -> float:
+        """Give the end of the time to drain, which the supervisor may shorten."""
+        if self._control is not None:
+            self.obey()
+        return self._deadline
+
+    def _make_waker(self) -> None:
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_sender.setblocking(False)
+
+    @property
+    def waker(self) -> socket.socket:
+        """Can be read once something has changed, such as `stopping`."""
+        return self._wake_receiver
 
     def _wake(self) -> None:
         try:

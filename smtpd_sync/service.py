@@ -85,9 +85,13 @@ def start(address: str = "127.0.0.1", port: int = 8025) -> SMTPServer:
         if _server is not None:
             raise RuntimeError(f"the server runs already, at {_server.address}; stop() it first")
         settings = {name: value for name, value in _settings.items() if value is not None}
-        _server = ModuleServer((address, port), **settings)
+        _server = server = ModuleServer((address, port), **settings)
         stopped.clear()
-        return _server.start()
+        try:
+            return server.start()
+        except BaseException:
+            server.stop()
+            raise
 
 
 def stop(timeout: float = 10) -> None:

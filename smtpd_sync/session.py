@@ -33,13 +33,14 @@ from .states import (
     TLS_RECORD,
     TRANSITIONS,
     UNSERVED,
+    State,
 )
 from .syntax import is_address
 
 __all__ = ["END", "NEED_DATA", "Session", "Signal"]
 
 # 0 to 65535, in ASCII.
-_PORT = re.compile("[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]")
+_PORT = "[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 VERB_OF = {verb.encode(): verb for verb in VERBS}
 
 
@@ -89,10 +90,7 @@ class Session(MailReading, AuthReading):
         if self._pending is not None:
             raise RuntimeError(f"{self._pending.verb} still waits for its reply")
         while self.state is not CLOSED:
-            if self._chunk is not None:
-                event = self._read_chunk()
-            else:
-                event = READERS.get(self.state, Session._read_command)(self)
+            event = self._read_chunk() if self._chunk is not None else READERS[self.state](self)
             if event is not None:
                 return event
             if self._starved:
@@ -125,10 +123,10 @@ class Session(MailReading, AuthReading):
 
     def data_to_send(self) -> bytes:
         """Give the octets that are due; none while the replies of a pipelined group gather."""
-        if self._gathering or not self._outbox:
+        if self._gathering or not self.outbox:
             return b""
-        data = self._outbox[0] if len(self._outbox) == 1 else b"".join(self._outbox)
-        self._outbox.clear()
+        data = self.outbox[0] if len(self.outbox) == 1 else b"".join(self.outbox)
+        self.outbox.clear()
         if self.recorder is not None:
             self.recorder.replies(data)
         return data
@@ -148,7 +146,7 @@ class Session(MailReading, AuthReading):
         """End the session from outside (time-out, limit, stop), with a last ``reply`` if given."""
         if reply is not None and self.state not in (CLOSED, TLS_DUE):
             bare = self.state is NEW or (self._pending and self._pending.verb in BARE)
-            self._outbox.append(reply.render(extended=not bare))
+            self.outbox.append(reply.render(extended=not bare))
         self.state = CLOSED
         self._pending = None
         self._gathering = False
@@ -188,7 +186,7 @@ class Session(MailReading, AuthReading):
     # -- commands ----------------------------------------------------------------------------
 
     def _connection(self) -> Optional[Command]:
-        if self._inbox and self.rules.strict_pipelining:
+        if self._inbox.waiting and self.rules.strict_pipelining:
             # Who talks before the greeting does not listen to replies (RFC 5321 3.1).
             return self._hang_up("connection", replies.OUT_OF_SYNC)
         self._pending = Command("connection")
@@ -199,9 +197,9 @@ class Session(MailReading, AuthReading):
 
     def _read_command(self) -> Optional[Command]:
         """Read one line; give its command, or ``None`` if it was answered here or has not come."""
-        line = self._inbox.line(self.rules.longest_line)
+        line = self._inbox.line(self.rules.longest_line) if self._inbox.waiting else None
         if line is None:
-            if self._inbox.starts_with(TLS_RECORD):
+            if self._inbox.waiting and self._inbox.starts_with(TLS_RECORD):
                 return self._hang_up("", replies.NOT_SMTP)
             self._starved = True
             return None
@@ -211,7 +209,7 @@ class Session(MailReading, AuthReading):
             self.recorder.command(line, verb is not None)
         if verb is None:
             return self._unknown(word.upper(), len(line))
-        if self._inbox and self._must_be_last(verb):
+        if self._inbox.waiting and self._must_be_last(verb):
             return self._hang_up(verb, replies.OUT_OF_SYNC)
         if verb == "BDAT":
             return self._begin_chunk(octets, len(line))
@@ -253,7 +251,7 @@ class Session(MailReading, AuthReading):
         port = attributes.get("PORT", "" if "ADDR" in attributes else str(self.peer.port))
         if address[:5].upper() == "IPV6:" and ":" in address[5:]:
             address = address[5:]
-        if (address and not is_address(address)) or (port and not _PORT.fullmatch(port)):
+        if (address and not is_address(address)) or (port and not re.fullmatch(_PORT, port)):
             return self._answer("XCLIENT", replies.BAD_ATTRIBUTE)
         self.peer = Peer(address, int(port or 0))
         self.state = TRANSITIONS["XCLIENT"][self.state]
@@ -269,6 +267,7 @@ class Session(MailReading, AuthReading):
 
 # How input is read, where it is no command ...
 READERS = {
+    **dict.fromkeys(State, Session._read_command),
     NEW: Session._connection,
     TLS_DUE: Session._tls_is_due,
     DATA: Session._read_mail_data,

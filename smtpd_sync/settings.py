@@ -54,6 +54,8 @@ if TYPE_CHECKING:
         local_domains: Sequence[str]
         spool_directory: Union[str, os.PathLike[str], None]
         transcript: bool
+        workers: int
+        cpu_affinity: Optional[str]
         limits: Limits
         trace: bool
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import Dict, Mapping
+from typing import Dict, Mapping, MutableSequence, Union
 
-__all__ = ["COUNTERS", "Counters"]
+__all__ = ["COUNTERS", "GAUGES", "NAMES", "Counters"]
 
 COUNTERS: Mapping[str, str] = {
     "connections": "connections that were taken",
@@ -25,20 +25,40 @@ COUNTERS: Mapping[str, str] = {
 }
 """What is counted from the start on: name -> meaning."""
 
+GAUGES: Mapping[str, str] = {
+    "sessions": "clients that are served now",
+    "memory": "octets of mail data in memory now",
+    "spool": "octets of mail data in temporary files now",
+}
+"""What there is now: name -> meaning."""
+
+NAMES = (*COUNTERS, *GAUGES)
+PLACES = {name: place for place, name in enumerate(NAMES)}
+
 
 class Counters:
     """Counts that many threads add to."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(COUNTERS, 0)
+        self._counts: Union[MutableSequence[int], memoryview[int]] = [0] * len(NAMES)
+
+    def use(self, counts: memoryview[int]) -> None:
+        """Count there from now on: in memory that the supervisor of a worker sees."""
+        self._counts = counts
 
     def add(self, **amounts: int) -> None:
         """Add to some of them."""
+        counts = self._counts
         with self._lock:
-            for name, amount in amounts.items():
-                self._counts[name] += amount
+            for name in amounts:
+                counts[PLACES[name]] += amounts[name]
+
+    def show(self, gauges: Mapping[str, int]) -> None:
+        """Say what there is now."""
+        for name, value in gauges.items():
+            self._counts[PLACES[name]] = value
 
     def snapshot(self) -> Dict[str, int]:
         """Give them as they are. Takes no lock: a signal handler may ask."""
-        return dict(self._counts)
+        return dict(zip(NAMES, self._counts))

@@ -32,13 +32,14 @@ DOMAIN_LENGTH = 255  # octets, RFC 5321 4.5.3.1.2
 CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 _DOT_STRING = re.compile(DOT_STRING)
-_QUOTED_PAIR = re.compile(r"\\(.)")
-_IPV4_LITERAL = re.compile(rf"\[{IPV4_ADDRESS}\]")
-_GENERAL_LITERAL = re.compile(r"\[([A-Za-z0-9-]*[A-Za-z0-9]):([!-Z^-~]+)\]")
+# Those that are seldom needed are compiled at their first use.
+_QUOTED_PAIR = r"\\(.)"
+_IPV4_LITERAL = rf"\[{IPV4_ADDRESS}\]"
+_GENERAL_LITERAL = r"\[([A-Za-z0-9-]*[A-Za-z0-9]):([!-Z^-~]+)\]"
 # Windows machines greet with an underscore in their name; every MTA lets them in.
 _LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_GREETING_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
-_STRICT_DOMAIN = re.compile(DOMAIN)
+_GREETING_DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*\.?"
+_STRICT_DOMAIN = DOMAIN
 
 
 class PathGrammar(NamedTuple):
@@ -78,20 +79,20 @@ def is_domain(text: str, strict: bool = False) -> bool:
     if text.startswith("["):
         return literal(text) is not None
     pattern = _STRICT_DOMAIN if strict else _GREETING_DOMAIN
-    return len(text) <= DOMAIN_LENGTH and pattern.fullmatch(text) is not None
+    return len(text) <= DOMAIN_LENGTH and re.fullmatch(pattern, text) is not None
 
 
 def is_address(text: str) -> bool:
     """Tell whether ``text`` is an IP address, without brackets."""
-    ipv4 = _IPV4_LITERAL.fullmatch(f"[{text}]") is not None
+    ipv4 = re.fullmatch(_IPV4_LITERAL, f"[{text}]") is not None
     return ipv4 or literal(f"[IPv6:{text}]") is not None
 
 
 def literal(text: str) -> Optional[str]:
     """Give an address literal in its one spelling, or ``None`` if it is none (RFC 5321 4.1.3)."""
-    if _IPV4_LITERAL.fullmatch(text):
+    if re.fullmatch(_IPV4_LITERAL, text):
         return text
-    general = _GENERAL_LITERAL.fullmatch(text)
+    general = re.fullmatch(_GENERAL_LITERAL, text)
     if general is None:
         return None
     tag, content = general.groups()
@@ -141,14 +142,14 @@ class Mailbox(str):
     @classmethod
     def parse(cls, text: str) -> Mailbox:
         """Read ``local@domain``; ``ValueError`` if RFC 5321 4.1.2 does not allow it."""
-        match = None if CONTROL.search(text) else _MAILBOX.fullmatch(text)
+        match = None if CONTROL.search(text) else re.fullmatch(_MAILBOX, text)
         mailbox = match and mailbox_of(match)
         if not mailbox:
             raise ValueError(f"{text!r} is no mailbox (RFC 5321 4.1.2)")
         return mailbox
 
 
-_MAILBOX = re.compile(rf"(?P<local>{LOCAL_PART})@(?P<domain>(?:{DOMAIN}\.?|{ADDRESS_LITERAL}))")
+_MAILBOX = rf"(?P<local>{LOCAL_PART})@(?P<domain>(?:{DOMAIN}\.?|{ADDRESS_LITERAL}))"
 
 
 def mailbox_of(match: re.Match[str]) -> Optional[Mailbox]:
@@ -156,12 +157,13 @@ def mailbox_of(match: re.Match[str]) -> Optional[Mailbox]:
     local, domain = match["local"], match["domain"]
     original = f"{local}@{domain}"
     if local.startswith('"'):
-        local = _QUOTED_PAIR.sub(r"\1", local[1:-1])
+        local = re.sub(_QUOTED_PAIR, r"\1", local[1:-1])
     if domain.startswith("["):
         spelled = literal(domain)
         if spelled is None:
             return None
         return Mailbox(local, spelled, original)
-    if len(domain.encode()) > DOMAIN_LENGTH:
+    # At most four octets a character: so long a domain is rare.
+    if len(domain) * 4 > DOMAIN_LENGTH and len(domain.encode()) > DOMAIN_LENGTH:
         return None
     return Mailbox(local, domain, original)

@@ -5,6 +5,7 @@ Nothing a client sends can break out of the field: its words are reduced to what
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import time
@@ -17,25 +18,36 @@ __all__ = ["new_id", "received"]
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
-# In a comment and in an Extended-Domain: no parentheses, backslashes, quotes, controls.
-_UNSAFE = re.compile(r"[^!#-'*-\[\]-~\u00a1-\u2027\u202a-\ud7ff\ue000-\U0010ffff]")
+# In a comment and in an Extended-Domain: no parentheses, backslashes, quotes, controls. The second
+# pattern takes milliseconds to compile, and is for names that are not ASCII.
+_SAFE = re.compile(r"[!#-'*-\[\]-~]+")
+_UNSAFE = r"[^!#-'*-\[\]-~\u00a1-\u2027\u202a-\ud7ff\ue000-\U0010ffff]"
 
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _counter = itertools.count(int(time.time() * 1000) << 10)
 
 
+_suffix = ""
+
+
 def new_id() -> str:
-    """Give a short name that no other session or message of this process has."""
-    number, digits = next(_counter), []
-    while number:
-        number, digit = divmod(number, 36)
-        digits.append(_DIGITS[digit])
-    return "".join(reversed(digits))
+    """Give a short name that no other session or message of this server has."""
+    return f"{next(_counter):x}{_suffix}"
+
+
+def tell_apart(number: int) -> None:
+    """Have the names of this process end so that no other worker gives the same."""
+    global _counter, _suffix
+    _counter, _suffix = itertools.count(int(time.time() * 1000) << 10), f"w{number}"
 
 
 def date(seconds: Optional[float] = None) -> str:
     """Give a date-time of RFC 5322 3.3 in local time, in English whatever the locale."""
-    now = time.localtime(time.time() if seconds is None else seconds)
+    return _date(int(time.time() if seconds is None else seconds))
+
+
+@functools.lru_cache(maxsize=2)  # many messages have the same second
+def _date(seconds: int) -> str:
+    now = time.localtime(seconds)
     offset = (now.tm_gmtoff or 0) // 60
     sign, minutes = "-" if offset < 0 else "+", abs(offset)
     return (
@@ -62,7 +74,9 @@ def received(envelope: Envelope, hostname: str) -> bytes:
     """Give the ``Received`` field of a message, folded, with its CRLF."""
     peer, tls = envelope.peer, envelope.tls
     address = f"[IPv6:{peer.address}]" if ":" in peer.address else f"[{peer.address}]"
-    helo = _UNSAFE.sub("?", envelope.helo) or "unknown"
+    helo = envelope.helo
+    if not _SAFE.fullmatch(helo):
+        helo = re.sub(_UNSAFE, "?", helo) or "unknown"
     secured = f"\r\n\t({_cipher(tls)})" if tls else ""
     # With several recipients "for" would show each of them the others (RFC 5321 7.2).
     lone = envelope.recipients[0] if len(envelope.recipients) == 1 else ""

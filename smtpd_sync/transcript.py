@@ -16,7 +16,7 @@ __all__ = ["Transcript"]
 LONGEST = 1_024
 HIDDEN = "(not shown)"
 _AUTH = re.compile(rb"[^!-~]*AUTH", re.IGNORECASE)
-_MECHANISM = re.compile(rf"(AUTH (?:{'|'.join(MECHANISMS)}))(?: (.+))?", re.IGNORECASE)
+_MECHANISM = rf"(AUTH (?:{'|'.join(MECHANISMS)}))(?: (.+))?"
 
 
 def shown(octets: bytes) -> str:
@@ -47,7 +47,7 @@ class Transcript:
         text = shown(line)
         if _AUTH.match(line):
             self._guarded = True
-            named = _MECHANISM.fullmatch(text)
+            named = re.fullmatch(_MECHANISM, text, re.IGNORECASE)
             said = named[1] if named else "AUTH"
             text = said if named and not named[2] else f"{said} {HIDDEN}"
         elif self._guarded and not known:

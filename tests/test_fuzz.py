@@ -96,7 +96,7 @@ class IgnoresUnknown(Session):
 class SpeaksAfterwards(Session):
     def receive_data(self, octets):
         if self.state is State.CLOSED and octets:
-            self._outbox.append(b"250 2.0.0 OK\r\n")
+            self.outbox.append(b"250 2.0.0 OK\r\n")
         super().receive_data(octets)
 
 
@@ -154,7 +154,7 @@ class KeepsTheClear(Session):
 
 class HearsPieces(Session):
     def _answer(self, verb, reply, event=None):
-        if verb == "NOOP" and reply.code == 250 and self._inbox:
+        if verb == "NOOP" and reply.code == 250 and self._inbox.waiting:
             reply = Reply(250, "And what else?")
         return super()._answer(verb, reply, event)
 

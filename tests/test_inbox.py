@@ -38,13 +38,13 @@ def test_line_that_is_too_long_may_hold_a_cr():
 
 def test_octets_are_taken_as_they_are():
     inbox = Inbox()
-    assert not inbox
+    assert not inbox.waiting
     inbox.add(b"abc\r\ndef")
-    assert inbox
+    assert inbox.waiting
     assert inbox.line(10) == b"abc"
     assert inbox.take(2) == b"de"
     assert inbox.take(5) == b"f"
-    assert not inbox
+    assert not inbox.waiting
     assert inbox.take() == b""
     inbox.add(b"gh")
     assert inbox.take() == b"gh"
@@ -55,9 +55,9 @@ def test_what_was_put_back_is_read_again():
     inbox.add(b"data.QUIT\r\n")
     assert inbox.take() == b"data.QUIT\r\n"
     inbox.put_back(b"QUIT\r\n")
-    assert inbox
+    assert inbox.waiting
     assert inbox.line(10) == b"QUIT"
-    assert not inbox
+    assert not inbox.waiting
 
 
 def test_clear_forgets_all():
@@ -66,7 +66,7 @@ def test_clear_forgets_all():
     assert inbox.line(10) is None
     inbox.add(b"yz")
     inbox.clear()
-    assert not inbox
+    assert not inbox.waiting
     inbox.add(b"a\r\n")
     assert inbox.line(10) == b"a"
 

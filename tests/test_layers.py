@@ -25,7 +25,8 @@ LAYERS = (
     ),
     ("hooks", "trace", "proxy", "options", "logs", "stats", "storage"),
     (
-        *("connection", "overrides", "mailtaking", "handler", "settings", "crowd", "server"),
+        *("connection", "overrides", "mailtaking", "handler", "settings", "crew", "crowd"),
+        *("accepting", "workers", "server"),
         *("listening", "tls"),
     ),
     ("service", "cli", "show"),

@@ -31,6 +31,8 @@ VALUES = {
     "bare_newline": ("reject", ["ignore", None, 1]),
     "local_domains": (("y.example",), ["y.example", ["a b"], [42]]),
     "spool_directory": (os.curdir, ["/no/such/directory", __file__, 42]),
+    "workers": (2, [0, -1, "2", 1.5, True, None]),
+    "cpu_affinity": ("adaptive", ["always", 1, True]),
     "transcript": (True, ["yes", 1, None]),
     "limits": (Limits(message_size=1234), [42, None, {"message_size": 1}]),
     "trace": (False, ["no", 0, None]),

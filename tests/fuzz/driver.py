@@ -71,7 +71,7 @@ def watched(base):
         def _answer(self, verb, reply, event=None):
             before = self.state
             result = super()._answer(verb, reply, event)
-            said = int(self._outbox[-1][:3])
+            said = int(self.outbox[-1][:3])
             self.moves.append(Move(before, verb, event is not None, reply.code, said, self.state))
             return result
 
@@ -155,7 +155,9 @@ class Player:
                 if session.state is State.TLS:
                     session.tls_started(self._tls())
                     known = (session.helo, session.esmtp, session.user, session.envelope)
-                    self.heard_in_clear |= bool(session._inbox or session.forwarded or any(known))
+                    self.heard_in_clear |= bool(
+                        session._inbox.waiting or session.forwarded or any(known)
+                    )
 
     def _tell(self, request):
         request.fault = self.case.owner.verdict("secret", request.username)
@@ -232,8 +234,12 @@ def may_enter(credentials):
 def held_by(session):
     """Count the octets that a session holds, while it waits."""
     inbox, mail = session._inbox, session._mail
-    held = len(inbox._data) + len(inbox._head) + sum(map(len, session._outbox))
-    return held if mail is None else held + len(mail._data._held) + len(mail._chunks._held)
+    held = len(inbox._data) + len(inbox._head) + sum(map(len, session.outbox))
+    return (
+        held
+        if mail is None
+        else held + len(mail._data._held) + len(mail._chunks._held if mail._chunks else b"")
+    )
 
 
 # -- a whole session ----------------------------------------------------------------------------
