@@ -16,6 +16,8 @@ LINE_LENGTH = 512  # octets with CRLF, RFC 5321 4.5.3.1.5
 _STATUS = re.compile(r"[245]\.(?:0|[1-9][0-9]{0,2})\.(?:0|[1-9][0-9]{0,2})\Z")
 _UNPRINTABLE = re.compile(r"[^ -~]")
 
+_STATUS_OF_CLASS = {2: "2.0.0", 3: "", 4: "4.0.0", 5: "5.0.0"}
+
 # What a code says when its author says nothing (RFC 5321 4.2.3).
 _TEXTS = {
     214: "Help",
@@ -56,7 +58,7 @@ class Reply:
         if not isinstance(text, str):
             raise ValueError(f"the text of a reply is a str, not {text!r}")
         if status is None:
-            status = "" if code // 100 == 3 else f"{code // 100}.0.0"
+            status = _STATUS_OF_CLASS[code // 100]
         elif not _STATUS.match(status) or int(status[0]) != code // 100:
             raise ValueError(
                 f"{status!r} is no enhanced status code of a {code} reply (RFC 2034 4)"
@@ -79,7 +81,10 @@ class Reply:
         return self._bare
 
     def _lines(self, status: str) -> bytes:
-        room = LINE_LENGTH - len(f"{self.code}-\r\n{status}")
+        room = LINE_LENGTH - len(status) - 6  # the code, a space or hyphen, and CRLF
+        # Nearly all replies are one line of printable ASCII (what is printable holds no LF).
+        if len(self.text) <= room and self.text.isascii() and self.text.isprintable():
+            return f"{self.code} {status}{self.text}\r\n".encode("ascii")
         texts = []
         for line in self.text.replace("\r\n", "\n").split("\n"):
             text = _UNPRINTABLE.sub("?", line)
