@@ -22,6 +22,9 @@ class Decoded(NamedTuple):
     rest: Optional[bytes]
 
 
+new_decoded = tuple.__new__  # as Decoded(...), and a third quicker
+
+
 class ContentDecoder:
     """Watches content for bare newlines and long lines: what DATA and BDAT have in common.
 
@@ -78,8 +81,10 @@ class DataDecoder(ContentDecoder):
         wire = self._held + chunk
         rest: Optional[bytes] = None
         # rfind() proves absence three times as fast as find().
-        if wire.rfind(END_OF_DATA) >= 0:
-            end = wire.find(END_OF_DATA)
+        end = wire.rfind(END_OF_DATA)
+        if end >= 0:
+            if wire.rfind(END_OF_DATA, 0, end + 4) >= 0:
+                end = wire.find(END_OF_DATA)  # not the last: the first
             content, rest = wire[self._skip : end + 2], wire[end + 5 :]
             dots = wire.rfind(b"\r\n.", 0, end) >= 0
         else:
@@ -96,7 +101,7 @@ class DataDecoder(ContentDecoder):
                 content = content[1:]
             content = b"\r\n".join(content.split(b"\r\n."))
         self._skip = 0
-        return Decoded(self._watch(content), rest)
+        return new_decoded(Decoded, (self._watch(content), rest))
 
 
 class ChunkDecoder(ContentDecoder):

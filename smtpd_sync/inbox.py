@@ -47,7 +47,8 @@ class Inbox:
         start, head = self._position, self._head
         end = self._data.find(b"\r\n", start)
         if end >= 0:
-            self._move(end + 2)
+            self._position = position = end + 2
+            self.waiting = position < self._end
             self._head = b""
             return (
                 head or self._data[start : end if end - start <= longest else start + longest + 1]
@@ -67,8 +68,11 @@ class Inbox:
     def take(self, most: Optional[int] = None) -> bytes:
         """Take what is there, at most ``most`` octets."""
         start = self._position
+        if start == 0 and most is None:
+            self._position, self.waiting = self._end, False
+            return self._data
         end = self._end if most is None else min(start + most, self._end)
-        data = self._data if start == 0 and end == self._end else self._data[start:end]
+        data = self._data[start:end]
         self._move(end)
         return data
 

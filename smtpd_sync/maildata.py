@@ -15,6 +15,9 @@ FAR_BEYOND = 4
 """Mail data is drained up to this many times the size limit; then the session is closed."""
 
 
+NO_LIMIT = float("inf")
+
+
 class Chunk(NamedTuple):
     """A BDAT command whose octets are being read (RFC 3030 2)."""
 
@@ -35,7 +38,8 @@ class MailData:
         "_chunk_rules",
         "_chunks",
         "_data",
-        "_limits",
+        "_longest",
+        "_most",
         "_reject_bare",
         "ended",
         "refusal",
@@ -44,7 +48,8 @@ class MailData:
 
     def __init__(self, limits: Limits, bare_newline: str, binary: bool = False) -> None:
         measure = limits.text_line is not None
-        self._limits = limits
+        self._longest = limits.text_line or 0
+        self._most = limits.message_size or NO_LIMIT
         self._reject_bare = bare_newline == "reject"
         self._data = DataDecoder(bare_newline, measure)
         self._chunks: Optional[ChunkDecoder] = None
@@ -58,9 +63,11 @@ class MailData:
 
     def data(self, octets: bytes) -> Decoded:
         """Take octets that follow DATA."""
-        content, rest = self._data.feed(octets)
+        decoded = self._data.feed(octets)
+        content, rest = decoded
         self.ended = rest is not None
-        return Decoded(self._count(content), rest)
+        taken = self._count(content)
+        return decoded if taken is content else Decoded(taken, rest)
 
     def chunk(self, octets: bytes, end: bool) -> bytes:
         """Take octets that follow BDAT; ``end``: they are the last."""
@@ -72,30 +79,29 @@ class MailData:
 
     def _count(self, content: bytes) -> bytes:
         self.size += len(content)
-        return b"" if self.too_big or self.refusal else content
+        return b"" if self.size > self._most or self.refusal else content
 
     @property
     def too_big(self) -> bool:
         """Whether it is beyond the size limit."""
-        limit = self._limits.message_size
-        return limit is not None and self.size > limit
+        return self.size > self._most
 
     @property
     def far_too_big(self) -> bool:
         """Whether it is not worth to read on."""
-        return self.too_big and self.size > FAR_BEYOND * (self._limits.message_size or 0)
+        return self.size > FAR_BEYOND * self._most
 
     @property
     def fault(self) -> Optional[Reply]:
         """What is wrong with what has come so far."""
-        text_line = self._limits.text_line
         if self.refusal is not None:
             return self.refusal
-        if self.too_big:
+        if self.size > self._most:
             return replies.MESSAGE_TOO_BIG
         decoder = self._chunks or self._data
-        if self._reject_bare and decoder.bare_newlines:
+        if decoder.bare_newlines and self._reject_bare:
             return replies.BARE_NEWLINE
-        if text_line is not None and decoder.longest_line > text_line:
+        # Where lines have no limit they are not measured: that is no octet.
+        if decoder.longest_line > self._longest:
             return replies.TEXT_LINE_TOO_LONG
         return None

@@ -7,12 +7,17 @@ from typing import Optional
 from . import reply as replies
 from .answering import Answering
 from .checks import refusal
-from .command import Command, parse_argument
+from .command import Command, new_command, parse_argument
+from .envelope import NO_PARAMETERS
 from .maildata import FAR_BEYOND, Chunk, MailData
 from .reply import Reject, Reply
 from .states import BDAT, RCPT, TRANSITIONS
 
 __all__ = ["MailReading"]
+
+
+MESSAGE = Command("message", None)
+"""Mail data has ended, and nothing is wrong with it."""
 
 
 class MailReading(Answering):
@@ -30,15 +35,15 @@ class MailReading(Answering):
 
     def _read_mail_data(self) -> Optional[Command]:
         """Read what follows DATA."""
-        mail = self._open_mail
-        if self._inbox.waiting and not mail.ended:
-            content, rest = mail.data(self._inbox.take())
+        mail, inbox = self._open_mail, self._inbox
+        if inbox.waiting and not mail.ended:
+            content, rest = mail.data(inbox.take())
             if rest:
-                self._inbox.put_back(rest)
+                inbox.put_back(rest)
             if mail.far_too_big:
                 return self._hang_up("content", replies.FAR_TOO_BIG)
             if content:
-                return Command("content", content)
+                return new_command(Command, ("content", content, NO_PARAMETERS))
         if mail.ended:
             return self._message(mail.fault)
         self._starved = True
@@ -47,8 +52,8 @@ class MailReading(Answering):
     def _message(self, fault: Optional[Reply]) -> Command:
         if self.recorder is not None:
             self.recorder.mail_data(self._open_mail.size)
-        self._pending = Command("message", fault)
-        return self._pending
+        self._pending = event = MESSAGE if fault is None else Command("message", fault)
+        return event
 
     def _begin_chunk(self, octets: bytes, length: int) -> Optional[Command]:
         """Read a BDAT line (RFC 3030 2). Whatever its reply, its octets are read before it."""
