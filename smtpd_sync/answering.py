@@ -73,12 +73,12 @@ class Answering:
         Gives no event to the driver: ``return self._answer(...)``.
         """
         code = reply.code
-        limits = self.rules.limits
         if verb in JUNK:
             self._junk += 1
-        if self._junk > limits.junk_commands:
+        if self._junk and self._junk > self.rules.limits.junk_commands:
             reply = replies.TOO_MANY_COMMANDS
         if code >= 400:
+            limits = self.rules.limits
             self._count_refusal(code)
             if self._errors > limits.errors:
                 reply = replies.TOO_MANY_ERRORS
@@ -86,7 +86,7 @@ class Answering:
                 self.failures += 1
                 if self.failures > limits.auth_failures:
                     reply = replies.TOO_MANY_FAILURES
-        self.outbox.append(reply.render(extended=verb not in BARE))
+        self.outbox.append(reply.render(verb not in BARE))
         if event is not None:
             if code < 400:
                 self.state = TRANSITIONS[verb][self.state]
@@ -143,7 +143,8 @@ class Answering:
         self._reset(event)
 
     def _add_recipient(self, event: Command) -> None:
-        envelope = self._open_envelope
+        envelope = self.envelope
+        assert envelope is not None, "the table lets no recipient in without MAIL"
         envelope.recipients.append(event.argument)
         envelope.recipient_parameters.append(event.parameters)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Optional
 
 from . import reply as replies
 from .command import Command
-from .envelope import Envelope
+from .envelope import Envelope, Parameters
 from .reply import Reject, Reply
 from .states import GREETED, OUT_OF_TURN, REFUSED, TRANSITIONS, WITH_AUTH, WITHOUT_TLS
 
@@ -42,9 +42,16 @@ def refusal(session: Answering, verb: str, length: int) -> Optional[Reply]:
 
 
 def check_mail(session: Session, event: Command) -> None:
-    sender, parameters = event.argument, event.parameters
+    _, sender, parameters = event
     if not sender.isascii() and "SMTPUTF8" not in parameters:
         raise Reject(*replies.UTF8_NEEDED)
+    if parameters:
+        parameters = _check_parameters(session, parameters)
+    session.envelope = Envelope(session, sender, parameters)
+
+
+def _check_parameters(session: Session, parameters: Parameters) -> Parameters:
+    """Give the parameters of MAIL as the envelope is to have them."""
     if "REQUIRETLS" in parameters and session.tls is None:
         raise Reject(*replies.TLS_NEEDED)
     limit = session.rules.limits.message_size
@@ -52,12 +59,13 @@ def check_mail(session: Session, event: Command) -> None:
         raise Reject(*replies.MESSAGE_TOO_BIG)
     if "AUTH" in parameters and session.user is None:
         # Nobody answers for what a stranger says of the submitter (RFC 4954 5).
-        parameters = {**parameters, "AUTH": "<>"}
-    session.envelope = Envelope(session, sender, parameters)
+        return {**parameters, "AUTH": "<>"}
+    return parameters
 
 
 def check_rcpt(session: Session, event: Command) -> None:
-    envelope = _envelope(session)
+    envelope = session.envelope
+    assert envelope is not None, "the table lets no recipient in without MAIL"
     if not event.argument.isascii() and not envelope.smtputf8:
         raise Reject(*replies.UTF8_NEEDED)
     if len(envelope.recipients) >= session.rules.limits.recipients:
@@ -65,7 +73,8 @@ def check_rcpt(session: Session, event: Command) -> None:
 
 
 def check_data(session: Session, event: Command) -> None:
-    if _envelope(session).binary:
+    assert session.envelope is not None, "the table lets no mail data in without MAIL"
+    if session.envelope.binary:
         raise Reject(*replies.BINARY_DATA)
 
 
@@ -79,11 +88,6 @@ def check_auth(session: Session, event: Command) -> None:
         raise Reject(*replies.ENCRYPTION_NEEDED)
     if mechanism not in session.mechanisms:
         raise Reject(*replies.UNKNOWN_MECHANISM)
-
-
-def _envelope(session: Session) -> Envelope:
-    assert session.envelope is not None, "the table lets none of this in without MAIL"
-    return session.envelope
 
 
 CHECKS = {"MAIL": check_mail, "RCPT": check_rcpt, "DATA": check_data, "AUTH": check_auth}

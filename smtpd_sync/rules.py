@@ -13,6 +13,7 @@ from .command import ATTRIBUTES, AUTH, BODY, SIZE, SMTPUTF8, VERBS, Extension, G
 from .limits import DEFAULT_LIMITS, Limits
 from .reply import Reply
 from .sasl import MECHANISMS
+from .states import TRANSITIONS, WITH_AUTH, WITHOUT_TLS, State
 
 __all__ = ["Rules", "default_rules", "rules"]
 
@@ -44,6 +45,9 @@ class Rules(NamedTuple):
     """Verb -> octets its command line may have."""
     longest_line: int
     """The most of them."""
+    free: Mapping[str, Tuple[int, Mapping[State, State]]]
+    """What may come whoever asks: verb -> octets of its line without CRLF, and the states it may
+    come in. `checks.refusal` need not be asked of it, which knows the reasons."""
 
 
 def rules(
@@ -101,6 +105,13 @@ def rules(
         refused,
         lengths,
         max(lengths.values()),
+        {
+            verb: (lengths[verb] - 2, TRANSITIONS[verb])
+            for verb in VERBS
+            if verb not in refused and verb != "STARTTLS"
+            if not require_tls or verb in WITHOUT_TLS
+            if not require_auth or verb not in WITH_AUTH
+        },
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import Final, List, Optional, Sequence, Union
+from typing import Final, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import reply as replies
 from .authreading import AuthReading
@@ -41,7 +41,8 @@ __all__ = ["END", "NEED_DATA", "Session", "Signal"]
 
 # 0 to 65535, in ASCII.
 _PORT = "[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
-VERB_OF = {verb.encode(): verb for verb in VERBS}
+VERB_OF = {word.encode(): verb for verb in VERBS for word in (verb, verb.lower())}
+NOT_FREE: Tuple[int, Mapping[State, State]] = (0, {})
 
 
 class Signal(enum.Enum):
@@ -123,10 +124,11 @@ class Session(MailReading, AuthReading):
 
     def data_to_send(self) -> bytes:
         """Give the octets that are due; none while the replies of a pipelined group gather."""
-        if self._gathering or not self.outbox:
+        outbox = self.outbox
+        if self._gathering or not outbox:
             return b""
-        data = self.outbox[0] if len(self.outbox) == 1 else b"".join(self.outbox)
-        self.outbox.clear()
+        data = outbox[0] if len(outbox) == 1 else b"".join(outbox)
+        outbox.clear()
         if self.recorder is not None:
             self.recorder.replies(data)
         return data
@@ -203,31 +205,33 @@ class Session(MailReading, AuthReading):
                 return self._hang_up("", replies.NOT_SMTP)
             self._starved = True
             return None
+        inbox, rules = self._inbox, self.rules
         word, _, octets = line.partition(b" ")
         verb = VERB_OF.get(word) or VERB_OF.get(word.upper().rstrip(b"\t"))
         if self.recorder is not None:
             self.recorder.command(line, verb is not None)
         if verb is None:
             return self._unknown(word.upper(), len(line))
-        if self._inbox.waiting and self._must_be_last(verb):
+        if inbox.waiting and self._must_be_last(verb):
             return self._hang_up(verb, replies.OUT_OF_SYNC)
         if verb == "BDAT":
             return self._begin_chunk(octets, len(line))
-        refused = refusal(self, verb, len(line))
-        if refused is None:
-            try:
-                event = parse_argument(verb, octets.rstrip(b" \t"), self.rules.grammar)
-                check = CHECKS.get(verb)
-                if check is not None:
-                    check(self, event)
-            except Reject as reject:
-                refused = reject.reply
-            else:
-                if verb in INTERNAL:
-                    return INTERNAL[verb](self, event)
-                self._pending = event
-                return event
-        return self._answer(verb, refused)
+        longest, states = rules.free.get(verb, NOT_FREE)
+        if self.state not in states or len(line) > longest:
+            refused = refusal(self, verb, len(line))
+            if refused is not None:
+                return self._answer(verb, refused)
+        try:
+            event = parse_argument(verb, octets.rstrip(b" \t"), rules.grammar)
+            check = CHECKS.get(verb)
+            if check is not None:
+                check(self, event)
+        except Reject as reject:
+            return self._answer(verb, reject.reply)
+        if verb in INTERNAL:
+            return INTERNAL[verb](self, event)
+        self._pending = event
+        return event
 
     def _must_be_last(self, verb: str) -> bool:
         # Without EHLO there is no PIPELINING at all. What follows BDAT are its octets.
