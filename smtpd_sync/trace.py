@@ -57,37 +57,44 @@ def _date(seconds: int) -> str:
     )
 
 
-def with_protocol(envelope: Envelope) -> str:
+def with_protocol(esmtp: bool, lmtp: bool, utf8: bool, tls: bool, auth: bool) -> str:
     """Give the WITH keyword: SMTP, ESMTPS, UTF8SMTPSA ... (RFC 3848, RFC 6531 4.3)."""
-    session = envelope.session
-    lmtp = session.rules.lmtp
-    if not session.esmtp:
+    if not esmtp:
         return "SMTP"
-    if envelope.smtputf8:
-        name = "UTF8LMTP" if lmtp else "UTF8SMTP"
-    else:
-        name = "LMTP" if lmtp else "ESMTP"
-    return name + "S" * (session.tls is not None) + "A" * (session.user is not None)
+    name = f"UTF8{'LMTP' if lmtp else 'SMTP'}" if utf8 else "LMTP" if lmtp else "ESMTP"
+    return name + "S" * tls + "A" * auth
+
+
+@functools.lru_cache(maxsize=64)  # the messages of a session share it
+def _origin(helo: str, address: str, hostname: str, *protocol: bool) -> str:
+    """Give what the field says up to the id: where the message is from, and how it came here."""
+    literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+    if not _SAFE.fullmatch(helo):
+        helo = re.sub(_UNSAFE, "?", helo) or "unknown"
+    return (
+        f"Received: from {helo} ({literal if address else 'local'})\r\n"
+        f"\tby {hostname} with {with_protocol(*protocol)} id "
+    )
 
 
 def received(envelope: Envelope, hostname: str) -> bytes:
     """Give the ``Received`` field of a message, folded, with its CRLF."""
-    peer, tls = envelope.peer, envelope.tls
-    address = f"[IPv6:{peer.address}]" if ":" in peer.address else f"[{peer.address}]"
-    helo = envelope.helo
-    if not _SAFE.fullmatch(helo):
-        helo = re.sub(_UNSAFE, "?", helo) or "unknown"
+    session, recipients = envelope.session, envelope.recipients
+    tls = session.tls
+    origin = _origin(
+        session.helo,
+        session.peer.address,
+        hostname,
+        session.esmtp,
+        session.rules.lmtp,
+        envelope.smtputf8,
+        tls is not None,
+        session.user is not None,
+    )
     secured = f"\r\n\t({_cipher(tls)})" if tls else ""
     # With several recipients "for" would show each of them the others (RFC 5321 7.2).
-    lone = envelope.recipients[0] if len(envelope.recipients) == 1 else ""
-    field = (
-        f"Received: from {helo} ({address if peer.address else 'local'})\r\n"
-        f"\tby {hostname} with {with_protocol(envelope)} id {envelope.id}"
-        f"{secured}"
-        f"{lone and f'{chr(13)}{chr(10)}{chr(9)}for <{lone}>'};\r\n"
-        f"\t{date()}\r\n"
-    )
-    return field.encode()
+    lone = f"\r\n\tfor <{recipients[0]}>" if len(recipients) == 1 else ""
+    return f"{origin}{envelope.id}{secured}{lone};\r\n\t{date()}\r\n".encode()
 
 
 def _cipher(tls: TLS) -> str:
