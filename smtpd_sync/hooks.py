@@ -198,6 +198,8 @@ def verdict(name: str, result: object, accepted: Reply, refused: Reply) -> Reply
 
 def receipt(name: str, result: object, accepted: Reply, refused: Reply) -> Reply:
     """As `verdict`, for the hooks that may also give the text of a 250."""
+    if result is None:
+        return accepted
     if isinstance(result, str):
         return Reply(250, result, accepted.status if accepted.code == 250 else None)
     return verdict(name, result, accepted, refused)

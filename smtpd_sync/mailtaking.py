@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["MailTaking"]
 
 RECIPIENTS_SHOWN = 20
+SMALL = 16_384
 
 
 class MailTaking(Hookable):
@@ -40,9 +41,10 @@ class MailTaking(Hookable):
     @property
     def envelope(self) -> Envelope:
         """The mail transaction in course; ``RuntimeError`` where there is none."""
-        if self.session.envelope is None:
+        envelope = self.session.envelope
+        if envelope is None:
             raise RuntimeError("there is no mail transaction now")
-        return self.session.envelope
+        return envelope
 
     def has_room(self, octets: int) -> bool:
         """Tell whether a message of ``octets`` could be held."""
@@ -81,9 +83,14 @@ class MailTaking(Hookable):
         try:
             if not self._traced:
                 self._traced = True
-                write_all(sink, received(self.envelope, self.settings.hostname))
-                if content[:1] in (b" ", b"\t"):
-                    write_all(sink, b"\r\n")  # else the first line would fold into our field
+                field = received(self.envelope, self.settings.hostname)
+                if content.startswith((b" ", b"\t")):
+                    field += b"\r\n"  # else the first line would fold into our field
+                # One call of the sink costs more than to copy what is small.
+                if len(content) < SMALL:
+                    content = field + content
+                else:
+                    write_all(sink, field)
             if content:
                 write_all(sink, content)
             if last:
@@ -149,11 +156,11 @@ class MailTaking(Hookable):
         """Count a message and log it, with what the client is told of it."""
         envelope, size = self.envelope, self.session.mail_size
         each = reply if isinstance(reply, list) else [reply]
-        if min([one.code for one in each]) < 400:
+        accepted = [one for one in each if one.code < 400]
+        if accepted:
             self.messages += 1
-            accepted = [one for one in each if one.code < 400]
             count = len(accepted) if len(each) > 1 else len(envelope.recipients)
-            self.server.counters.add(messages=1, recipients=count, octets=size)
+            self.server.counters.add_message(count, size)
         else:
             self.server.counters.add(refused_messages=1)
         if log.isEnabledFor(logging.INFO):

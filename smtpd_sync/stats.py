@@ -34,6 +34,7 @@ GAUGES: Mapping[str, str] = {
 
 NAMES = (*COUNTERS, *GAUGES)
 PLACES = {name: place for place, name in enumerate(NAMES)}
+MESSAGES, RECIPIENTS, OCTETS = (PLACES[name] for name in ("messages", "recipients", "octets"))
 
 
 class Counters:
@@ -53,6 +54,14 @@ class Counters:
         with self._lock:
             for name in amounts:
                 counts[PLACES[name]] += amounts[name]
+
+    def add_message(self, recipients: int, octets: int) -> None:
+        """Add a message that was accepted: the one sum that is due for each of them."""
+        counts = self._counts
+        with self._lock:
+            counts[MESSAGES] += 1
+            counts[RECIPIENTS] += recipients
+            counts[OCTETS] += octets
 
     def show(self, gauges: Mapping[str, int]) -> None:
         """Say what there is now."""

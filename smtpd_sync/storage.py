@@ -49,8 +49,9 @@ class Storage:
 
     def has_room(self, octets: int, limits: Limits) -> bool:
         """Tell whether a message of ``octets`` could be held now."""
-        free_memory = limits.memory - self.memory.used
-        return octets <= max(free_memory, limits.spool - self.spool.used)
+        if octets <= limits.memory - self.memory.used:
+            return True
+        return octets <= limits.spool - self.spool.used
 
 
 class Sink:
@@ -81,9 +82,9 @@ class Sink:
         """Write, and give the number of octets written; ``OSError`` if there is no room."""
         size = len(octets)
         if not self._spooled:
-            fits = self._size + size <= self._in_memory
-            if fits and self._storage.memory.take(size, self._limits.memory):
-                self._size += size
+            whole = self._size + size
+            if whole <= self._in_memory and self._storage.memory.take(size, self._limits.memory):
+                self._size = whole
                 return self.file.write(octets)
             self._move_to_file()
         self._take_spool(size)
