@@ -13,7 +13,7 @@ from . import reply as replies
 from .command import VERBS, Command
 from .hooks import DELIVERIES, overridden, receipt, verdict
 from .mailtaking import MailTaking
-from .reply import Disconnect, Reject, Reply
+from .reply import Disconnect, Reject, Reply, shared
 from .sasl import Credentials, ScramKeys
 from .storage import Sink
 from .syntax import Mailbox
@@ -106,19 +106,19 @@ class SMTPHandler(MailTaking):
     def do_connection(self, event: Command) -> Reply:
         """Greet, or refuse the host (RFC 5321 3.1)."""
         self.attach_battery()
-        greeting = Reply(220, f"{self.settings.hostname} {self.settings.banner}".rstrip())
+        greeting = shared(220, f"{self.settings.hostname} {self.settings.banner}".rstrip())
         allowed = self.validate_host(self.peer.address)
         return verdict("validate_host", allowed, greeting, replies.HOST_REFUSED)
 
     def do_HELO(self, event: Command) -> Reply:
         """Answer with our name (RFC 5321 4.1.1.1)."""
-        hello = Reply(250, self.settings.hostname)
+        hello = shared(250, self.settings.hostname)
         allowed = self.validate_helo(event.argument)
         return verdict("validate_helo", allowed, hello, replies.NAME_REFUSED)
 
     def do_EHLO(self, event: Command) -> Reply:
         """Answer with our name and what we offer."""
-        hello = Reply(250, "\n".join((self.settings.hostname, *self.session.keywords)))
+        hello = shared(250, "\n".join((self.settings.hostname, *self.session.keywords)))
         allowed = self.validate_helo(event.argument)
         return verdict("validate_helo", allowed, hello, replies.NAME_REFUSED)
 

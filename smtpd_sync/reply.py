@@ -6,6 +6,7 @@ reaches a client: no CR, LF or control character of a hook's text can start a li
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any, Iterator, Optional
 
@@ -138,6 +139,15 @@ class Disconnect(Exception):
             status = status or "4.7.0"
         self.reply = Reply(code, text, status)
         super().__init__(code, self.reply.text, self.reply.status)
+
+
+@functools.lru_cache(maxsize=64)
+def shared(code: int, text: str) -> Reply:
+    """Give a reply that is the same for many sessions: it is made, and turned into octets, once.
+
+    Only for texts of the server's own making, so that no client fills the cache.
+    """
+    return Reply(code, text)
 
 
 # The server's own replies, by what happened. The status of each is from RFC 3463 and RFC 5248.

@@ -9,7 +9,7 @@ from smtpd_sync import TLS, Envelope, Peer, Reject, Reply
 from smtpd_sync.checks import refusal
 from smtpd_sync.command import VERBS, Extension, grammar, parse_argument
 from smtpd_sync.data import DataDecoder, has_bare_newline
-from smtpd_sync.reply import LINE_LENGTH
+from smtpd_sync.reply import LINE_LENGTH, shared
 from smtpd_sync.rules import rules
 from smtpd_sync.session import Session
 from smtpd_sync.states import State
@@ -148,6 +148,19 @@ def test_plain_reply_is_written_as_any_other(text, extended):
     assert first == (b"250-2.0.0 first" if extended else b"250-first")
     assert rest == plain
     assert all(len(line) <= LINE_LENGTH for line in plain.splitlines(keepends=True))
+
+
+def test_what_many_sessions_hear_is_made_once_and_is_what_each_is_due(serve, connect):
+    for hostname in ("one.example", "two.example"):
+        server = serve(hostname=hostname, banner="hello")
+        for _ in range(2):
+            client = connect(server)
+            assert client.reply() == f"220 {hostname} hello"
+            assert client.ask("EHLO client.example").startswith(f"250-{hostname}\n")
+            assert client.ask("HELO client.example") == f"250 {hostname}"
+    assert shared(250, "x") is shared(250, "x")
+    assert shared(250, "x") == Reply(250, "x")
+    assert shared(220, "x") != shared(250, "x")
 
 
 def envelope(lmtp=False, **differences):
