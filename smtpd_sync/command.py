@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Iterable, Mapping, NamedTuple, Optional,
 
 from . import reply
 from .envelope import NO_PARAMETERS, Parameters
+from .patterns import Pattern
 from .reply import Reject, Reply
 from .syntax import CONTROL, Mailbox, PathGrammar, is_domain, mailbox_of, path_grammar
 
@@ -90,7 +91,7 @@ BODY = Parameter("MAIL", "BODY", "7BIT|8BITMIME|BINARYMIME", 17)
 SMTPUTF8 = Parameter("MAIL", "SMTPUTF8", None, 10)
 AUTH = Parameter("MAIL", "AUTH", ".+", 500, _auth_mailbox)
 
-ParameterTable = Mapping[Tuple[str, str], Tuple[Parameter, Optional["re.Pattern[str]"]]]
+ParameterTable = Mapping[Tuple[str, str], Tuple[Parameter, Optional[Pattern]]]
 
 
 def parameter_table(extensions: Iterable[Extension]) -> ParameterTable:
@@ -98,14 +99,14 @@ def parameter_table(extensions: Iterable[Extension]) -> ParameterTable:
     return {
         (row.verb, row.keyword): (
             row,
-            None if row.value is None else re.compile(row.value, re.IGNORECASE | re.ASCII),
+            None if row.value is None else Pattern(row.value, re.IGNORECASE | re.ASCII),
         )
         for extension in extensions
         for row in extension.parameters
     }
 
 
-_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\x00-\x20=\x7f-\x9f]+))?")
+_PARAMETER = Pattern(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\x00-\x20=\x7f-\x9f]+))?")
 
 
 def parse_parameters(verb: str, text: str, grammar: Grammar) -> Parameters:
@@ -209,7 +210,7 @@ def _anything(verb: str, argument: str, grammar: Grammar) -> Command:
     return Command(verb, argument)
 
 
-_UTF8_WANTED = re.compile(r"(?<! ) +SMTPUTF8\Z", re.IGNORECASE | re.ASCII)
+_UTF8_WANTED = Pattern(r"(?<! ) +SMTPUTF8\Z", re.IGNORECASE | re.ASCII)
 
 
 def _string(verb: str, argument: str, grammar: Grammar) -> Command:
@@ -219,7 +220,7 @@ def _string(verb: str, argument: str, grammar: Grammar) -> Command:
     return Command(verb, argument)
 
 
-_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+_BASE64 = Pattern(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
 def decode_base64(text: str) -> bytes:
@@ -241,7 +242,7 @@ def _auth(verb: str, argument: str, grammar: Grammar) -> Command:
     return Command(verb, (mechanism.upper(), octets))
 
 
-_CHUNK = re.compile("([0-9]{1,20})(?: +(.*))?")
+_CHUNK = Pattern("([0-9]{1,20})(?: +(.*))?")
 
 
 def _bdat(verb: str, argument: str, grammar: Grammar) -> Command:

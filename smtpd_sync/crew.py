@@ -21,8 +21,8 @@ Job = Tuple[Any, ...]
 class Crew:
     """The threads of a server, and which of them are at work.
 
-    Where it is ``adaptive``: while three or more are at work, they keep to one core. Threads of one interpreter
-    run one at a time, and to hand over from core to core costs more than the core is worth.
+    Where it is ``adaptive``: while three or more are at work, they keep to one core. Threads of one
+    interpreter run one at a time, and to hand over from core to core costs more than it is worth.
     """
 
     def __init__(self, serve: Callable[..., None]) -> None:

@@ -98,7 +98,11 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
         return socket.create_server(
             ("", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
         )
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # As octets: text would be encoded by IDNA, which is a large module, also where it is ASCII.
+    where = host.encode("ascii") if host.isascii() else host
+    found = socket.getaddrinfo(
+        where or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
     # A name such as localhost may have two; IPv4 is where every client looks.
     found.sort(key=lambda info: info[0] != socket.AF_INET)
     family, _, _, _, address = found[0]

@@ -6,9 +6,10 @@ All goes to the logger ``smtpd_sync``. Nothing that a client sent can break a li
 from __future__ import annotations
 
 import logging
-import re
 from contextvars import ContextVar
 from typing import Any, Callable
+
+from .patterns import Pattern
 
 __all__ = ["current_session", "log", "name_sessions", "pairs"]
 
@@ -17,7 +18,7 @@ log = logging.getLogger("smtpd_sync")
 current_session: ContextVar[str] = ContextVar("smtp_session", default="-")
 """The id of the session that the thread serves."""
 
-_PLAIN = re.compile(r"[!#-&(-<>-\[\]-~]+")  # printable, but for space, quotes, = and backslash
+_PLAIN = Pattern(r"[!#-&(-<>-\[\]-~]+")  # printable, but for space, quotes, = and backslash
 
 
 class RecordFactory:

@@ -7,12 +7,12 @@ all come from here.
 from __future__ import annotations
 
 import os
-import re
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from .data import BARE_NEWLINE_RULES
 from .extensions import check_extensions
 from .limits import DEFAULT_LIMITS, Limits
+from .patterns import Pattern
 from .sasl import MECHANISMS
 from .syntax import is_domain
 
@@ -37,7 +37,7 @@ def _hostname(value: Any) -> str:
     return value or ""
 
 
-_LINE = re.compile(r"[ -~]*\Z")
+_LINE = Pattern(r"[ -~]*\Z")
 
 
 def _line(value: Any) -> str:

@@ -10,12 +10,14 @@ import functools
 import re
 from typing import Any, Iterator, Optional
 
+from .patterns import Pattern
+
 __all__ = ["Disconnect", "Reject", "Reply"]
 
 LINE_LENGTH = 512  # octets with CRLF, RFC 5321 4.5.3.1.5
 
 _STATUS = re.compile(r"[245]\.(?:0|[1-9][0-9]{0,2})\.(?:0|[1-9][0-9]{0,2})\Z")
-_UNPRINTABLE = re.compile(r"[^ -~]")
+_UNPRINTABLE = Pattern(r"[^ -~]")
 
 _STATUS_OF_CLASS = {2: "2.0.0", 3: "", 4: "4.0.0", 5: "5.0.0"}
 

@@ -14,6 +14,7 @@ import re
 from typing import Any, Callable, Dict, Generator, NamedTuple, Optional, Union
 
 from . import reply as replies
+from .patterns import Pattern
 from .reply import Reject
 
 __all__ = ["MECHANISMS", "Credentials", "Exchange", "Mechanism", "ScramKeys", "SecretRequest"]
@@ -158,7 +159,7 @@ class Mechanism(NamedTuple):
     """A challenge that says why, before the refusal (RFC 7628 3.2.2)."""
 
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = Pattern("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def text_of(octets: bytes) -> str:

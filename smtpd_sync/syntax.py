@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Optional
 
+from .patterns import Pattern
+
 __all__ = ["Mailbox"]
 
 # The character classes say what is not in them: so they take in UTF8-non-ascii (RFC 6531 3.3), less
@@ -34,9 +36,9 @@ COMMON_DOMAIN = rf"(?=[^>]{{1,63}}>){COMMON_LABEL}(?:\.{COMMON_LABEL})*"
 DOMAIN_LENGTH = 255  # octets, RFC 5321 4.5.3.1.2
 
 # What ends a line or means something else than itself to some reader of a header or a log.
-CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+CONTROL = Pattern("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
-_DOT_STRING = re.compile(DOT_STRING)
+_DOT_STRING = Pattern(DOT_STRING)
 # Those that are seldom needed are compiled at their first use.
 _QUOTED_PAIR = r"\\(.)"
 _IPV4_LITERAL = rf"\[{IPV4_ADDRESS}\]"
@@ -50,9 +52,9 @@ _STRICT_DOMAIN = DOMAIN
 class PathGrammar(NamedTuple):
     """The patterns of one verb's argument. Groups: ``local``, ``domain``, ``parameters``."""
 
-    common: re.Pattern[str]
+    common: Pattern
     """Knows the paths that need no second look, and no others; has no other groups."""
-    full: re.Pattern[str]
+    full: Pattern
 
 
 def path_grammar(keyword: str, special: str, strict: bool) -> PathGrammar:
@@ -70,8 +72,8 @@ def path_grammar(keyword: str, special: str, strict: bool) -> PathGrammar:
     rest = r"(?: +(?P<parameters>.*))?\Z"
     common = rf"{keyword}:<(?P<local>{DOT_STRING})@(?P<domain>{COMMON_DOMAIN})>{rest}"
     return PathGrammar(
-        re.compile(common),
-        re.compile(rf"{keyword}:{space}(?:{special}|{path}){rest}"),
+        Pattern(common),
+        Pattern(rf"{keyword}:{space}(?:{special}|{path}){rest}"),
     )
 
 

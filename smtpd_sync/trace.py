@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import threading
 import time
 from typing import Optional
 
 from .envelope import TLS, Envelope
+from .patterns import Pattern
 
 __all__ = ["new_id", "received"]
 
@@ -20,18 +22,21 @@ _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 # In a comment and in an Extended-Domain: no parentheses, backslashes, quotes, controls. The second
 # pattern takes milliseconds to compile, and is for names that are not ASCII.
-_SAFE = re.compile(r"[!#-'*-\[\]-~]+")
+_SAFE = Pattern(r"[!#-'*-\[\]-~]+")
 _UNSAFE = r"[^!#-'*-\[\]-~\u00a1-\u2027\u202a-\ud7ff\ue000-\U0010ffff]"
 
 _counter = itertools.count(int(time.time() * 1000) << 10)
 
 
 _suffix = ""
+_lock = threading.Lock()
 
 
 def new_id() -> str:
     """Give a short name that no other session or message of this server has."""
-    return f"{next(_counter):x}{_suffix}"
+    with _lock:  # without the GIL two threads might be given the same
+        number = next(_counter)
+    return f"{number:x}{_suffix}"
 
 
 def tell_apart(number: int) -> None:

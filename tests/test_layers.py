@@ -19,7 +19,17 @@ MODULES = {
 # From the bottom to the top; a module imports from its own layer and from those below it.
 LAYERS = (
     (
-        *("limits", "reply", "syntax", "command", "extensions", "data", "inbox", "maildata"),
+        *(
+            "limits",
+            "patterns",
+            "reply",
+            "syntax",
+            "command",
+            "extensions",
+            "data",
+            "inbox",
+            "maildata",
+        ),
         *("envelope", "sasl", "exchange", "states", "rules", "checks"),
         *("transcript", "answering", "mailreading", "authreading", "session"),
     ),
