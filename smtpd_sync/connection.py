@@ -5,7 +5,6 @@ Knows sockets, TLS and deadlines; which reply an event gets is the handler's.
 
 from __future__ import annotations
 
-import logging
 import socket
 import socketserver
 from time import monotonic
@@ -15,7 +14,7 @@ from . import reply as replies
 from .command import Command
 from .envelope import Peer
 from .listening import peer_of
-from .logs import current_session, log, pairs
+from .logs import DEBUG, INFO, WARNING, current_session, log, pairs
 from .reply import Reply
 from .session import END, NEED_DATA, Session
 from .states import State
@@ -51,7 +50,7 @@ class Connection(socketserver.BaseRequestHandler):
         """Decide on an event."""
         raise NotImplementedError
 
-    def store(self, content: bytes) -> None:
+    def _store(self, content: bytes) -> None:
         """Take mail data."""
         raise NotImplementedError
 
@@ -72,30 +71,30 @@ class Connection(socketserver.BaseRequestHandler):
         self.session = Session(settings.rules_for(peer), peer)
         self.session.id = new_id()
         current_session.set(self.session.id)
-        self._followed = log.isEnabledFor(logging.DEBUG)
+        self._followed = log.isEnabledFor(DEBUG)
         if self._followed or settings.transcript:
             lines = limits.transcript if settings.transcript else 0
             self.session.recorder = Transcript(lines, self._followed)
-        self.stream: Union[socket.socket, TLSStream] = self.request
-        self.began = monotonic()
-        self.messages = 0
+        self._stream: Union[socket.socket, TLSStream] = self.request
+        self._began = monotonic()
+        self._accepted = 0
         """How many messages were accepted."""
-        self.deadline = NEVER  # of what the thread waits for; the reaper ends the wait then
-        self.hurry = max(0.0, limits.command_timeout - limits.stress_timeout)
+        self._deadline = NEVER  # of what the thread waits for; the reaper ends the wait then
+        self._hurry = max(0.0, limits.command_timeout - limits.stress_timeout)
         """Seconds that the deadline is earlier under stress."""
         self._bounded = limits.session_time is not None
-        self._session_due = self.began + (limits.session_time or NEVER)
+        self._session_due = self._began + (limits.session_time or NEVER)
         self._farewell_due = NEVER  # that time, while it may end a wait; no stress makes it earlier
         self._counted = ""  # the address, where it is not the accept loop that counted it
-        self.waiting = False  # for the client to say something
-        self.negotiating = False  # with a proxy, or TLS: nothing can be said meanwhile
-        self.closing = False
-        self.last_words: Optional[Reply] = None  # why the wait was ended
-        self.reason = "closed"  # why it ended
+        self._waiting = False  # for the client to say something
+        self._negotiating = False  # with a proxy, or TLS: nothing can be said meanwhile
+        self._closing = False
+        self._last_words: Optional[Reply] = None  # why the wait was ended
+        self._reason = "closed"  # why it ended
         self._command_due: Optional[float] = None
         self._room = RECEIVE_FIRST
-        self.linger = True  # at the close, for the client to read our last reply
-        self.hanging_up = False  # after the reply at hand
+        self._linger = True  # at the close, for the client to read our last reply
+        self._hanging_up = False  # after the reply at hand
         self.server.crowd.sessions.add(self)
 
     def handle(self) -> None:
@@ -112,10 +111,10 @@ class Connection(socketserver.BaseRequestHandler):
                 self._log_dialogue()
             if event is NEED_DATA:
                 if session.outbox:
-                    self.send(session.data_to_send())
-                session.receive_data(self.receive())
+                    self._send(session.data_to_send())
+                session.receive_data(self._receive())
             elif event.verb == "content":
-                self.store(event.argument)
+                self._store(event.argument)
             elif event.verb == "secret":
                 self.find_secret(event.argument)
             elif event.verb == "MAIL" and self.server.stopping:
@@ -125,32 +124,32 @@ class Connection(socketserver.BaseRequestHandler):
                 self._reply(event)
                 if session.state is State.TLS and not self._start_tls():
                     return
-        self.send(session.data_to_send())
+        self._send(session.data_to_send())
 
     def _reply(self, event: Command) -> None:
         """Answer an event. No local name of `handle` holds the reply while the thread waits."""
         reply = self.answer(event)
-        if self.hanging_up and isinstance(reply, Reply):
+        if self._hanging_up and isinstance(reply, Reply):
             self.session.close(reply)
         else:
             self.session.reply(reply)
-        self.send(self.session.data_to_send())
+        self._send(self.session.data_to_send())
 
     def _part(self, reply: Reply) -> None:
         """End the session with a last word."""
-        self.reason = reply.text
+        self._reason = reply.text
         self.session.close(reply)
 
     def finish(self) -> None:
         """Close the connection so that the last reply arrives, and tell the hook."""
-        self.closing = True
+        self._closing = True
         session = self.session
         if self._followed:
             self._log_dialogue()
-        if log.isEnabledFor(logging.INFO):
-            seconds = monotonic() - self.began
-            who = self.who()
-            log.info(pairs(**who, messages=self.messages, end=self.reason, seconds=seconds))
+        if log.isEnabledFor(INFO):
+            seconds = monotonic() - self._began
+            who = self._who()
+            log.info(pairs(**who, messages=self._accepted, end=self._reason, seconds=seconds))
         if session.failures:
             self.server.counters.add(failed_auth=session.failures)
         try:
@@ -163,7 +162,7 @@ class Connection(socketserver.BaseRequestHandler):
             self.server.crowd.census.leave(self._counted)
             self.server.crowd.sessions.discard(self)
 
-    def who(self) -> Dict[str, object]:
+    def _who(self) -> Dict[str, object]:
         """Name the session and its client, for the log."""
         session = self.session
         return {
@@ -174,7 +173,7 @@ class Connection(socketserver.BaseRequestHandler):
             "tls": session.tls and session.tls.version,
         }
 
-    def fault(self, what: str) -> None:
+    def _fault(self, what: str) -> None:
         """Log what our own side did wrong, with the traceback of the exception at hand."""
         self.server.counters.add(faults=1)
         log.exception("session=%s %s", self.session.id, what)
@@ -193,30 +192,30 @@ class Connection(socketserver.BaseRequestHandler):
 
     # -- octets ------------------------------------------------------------------------------
 
-    def receive(self) -> bytes:
+    def _receive(self) -> bytes:
         """Give what the client sends; ``b""`` at the end of input, or when it is to end."""
         session = self.session
         receiving_mail = session.receiving_mail
         if self._command_due is None:
             self._command_due = monotonic() + self.settings.limits.command_timeout
-        self.deadline = self._command_due
-        self.waiting = True
+        self._deadline = self._command_due
+        self._waiting = True
         farewell = self._farewell() if self._bounded or self.server.stopping else None
         if farewell is not None:
-            self.last_words, data = farewell, b""
+            self._last_words, data = farewell, b""
         else:
             try:
-                data = self.stream.recv(RECEIVE_MAIL if receiving_mail else self._room)
+                data = self._stream.recv(RECEIVE_MAIL if receiving_mail else self._room)
             except OSError:
                 data = b""  # reset by the client, or no TLS any more
-        self.waiting, self.deadline, self._farewell_due = False, NEVER, NEVER
+        self._waiting, self._deadline, self._farewell_due = False, NEVER, NEVER
         if not receiving_mail:
             self._room = RECEIVE if len(data) >= RECEIVE_FIRST else RECEIVE_FIRST
         if not data:
-            if self.last_words is not None:
-                self._part(self.last_words)
+            if self._last_words is not None:
+                self._part(self._last_words)
             else:
-                self.reason, self.linger = "lost", False
+                self._reason, self._linger = "lost", False
         elif receiving_mail:
             # Each octet wins time, but never more than the whole time-out (as Postfix does).
             limits = self.settings.limits
@@ -236,24 +235,24 @@ class Connection(socketserver.BaseRequestHandler):
             self._farewell_due = self._session_due
         return None
 
-    def send(self, data: bytes) -> None:
+    def _send(self, data: bytes) -> None:
         """Send replies, in one call, and give the client its full time for what comes next."""
         if not data:
             return
         self._command_due = None
-        self.deadline = monotonic() + self.settings.limits.command_timeout
+        self._deadline = monotonic() + self.settings.limits.command_timeout
         try:
-            self.stream.sendall(data)
+            self._stream.sendall(data)
         except OSError:
-            self.reason, self.linger = "lost", False
+            self._reason, self._linger = "lost", False
             self.session.close()
-        self.deadline = NEVER
+        self._deadline = NEVER
 
     # -- called from other threads -----------------------------------------------------------
 
     def is_late(self, now: float, stressed: bool) -> bool:
         """Tell whether the deadline has passed; ``stressed``: that of a server nearly full."""
-        patience = self.deadline - (self.hurry if stressed else 0)
+        patience = self._deadline - (self._hurry if stressed else 0)
         return patience <= now or self._farewell_due <= now
 
     def expire(self, stressed: bool) -> None:
@@ -261,26 +260,26 @@ class Connection(socketserver.BaseRequestHandler):
         now = monotonic()
         if not self.is_late(now, stressed):
             return  # the wait has ended meanwhile
-        if self.last_words is None and not self.closing:
+        if self._last_words is None and not self._closing:
             self.server.counters.add(timeouts=1)
-        if self.waiting and self.last_words is None:
+        if self._waiting and self._last_words is None:
             too_long = self._farewell_due <= now
-            self.deadline, self.hurry, self._farewell_due = now + LINGER, 0.0, NEVER
+            self._deadline, self._hurry, self._farewell_due = now + LINGER, 0.0, NEVER
             self._wake(replies.SESSION_TOO_LONG if too_long else replies.TIMED_OUT)
         else:
-            self.deadline = NEVER
+            self._deadline = NEVER
             self.abort()
 
     def stop(self) -> None:
         """The server stops: let a transaction go on, end any other wait."""
-        if self.negotiating:
+        if self._negotiating:
             # To hear 421 behind it.
-            self.deadline, self.hurry = min(self.deadline, monotonic() + LINGER), 0.0
-        elif self.waiting and not self.session.in_transaction:
+            self._deadline, self._hurry = min(self._deadline, monotonic() + LINGER), 0.0
+        elif self._waiting and not self.session.in_transaction:
             self._wake(replies.SHUTTING_DOWN)
 
     def _wake(self, last_words: Reply) -> None:
-        self.last_words = last_words
+        self._last_words = last_words
         self._shut(socket.SHUT_RD)
 
     def abort(self) -> None:
@@ -295,9 +294,9 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _negotiate(self, what: str, level: int, timeout: float, talk: Callable[[], None]) -> bool:
         """Talk with a proxy or TLS; close without a word, and ``False``, if that fails."""
-        hurry, self.hurry = self.hurry, max(0.0, timeout - self.settings.limits.stress_timeout)
-        self.deadline = monotonic() + timeout
-        self.negotiating = True
+        hurry, self._hurry = self._hurry, max(0.0, timeout - self.settings.limits.stress_timeout)
+        self._deadline = monotonic() + timeout
+        self._negotiating = True
         if self.server.stopping:
             self.stop()
         try:
@@ -305,11 +304,11 @@ class Connection(socketserver.BaseRequestHandler):
         except (OSError, ValueError) as error:
             where = self.session.id, self.peer.address
             log.log(level, "session=%s peer=%s %s failed: %s", *where, what, error)
-            self.reason, self.linger = f"{what} failed", False
+            self._reason, self._linger = f"{what} failed", False
             self.session.close()
             return False
         finally:
-            self.negotiating, self.deadline, self.hurry = False, NEVER, hurry
+            self._negotiating, self._deadline, self._hurry = False, NEVER, hurry
         return True
 
     def _hear_proxy(self) -> bool:
@@ -323,7 +322,7 @@ class Connection(socketserver.BaseRequestHandler):
                 self.session.rules = self.settings.rules_for(peer)
                 self._count_client()
 
-        return self._negotiate("proxy", logging.WARNING, self.settings.limits.proxy_timeout, talk)
+        return self._negotiate("proxy", WARNING, self.settings.limits.proxy_timeout, talk)
 
     def _count_client(self) -> None:
         """Count the client of a proxy, which the accept loop could not know."""
@@ -364,19 +363,19 @@ class Connection(socketserver.BaseRequestHandler):
 
         def talk() -> None:
             self.session.tls_started(stream.handshake())
-            self.stream = stream
+            self._stream = stream
 
         timeout = self.settings.limits.handshake_timeout
-        done = self._negotiate("TLS handshake", logging.INFO, timeout, talk)
+        done = self._negotiate("TLS handshake", INFO, timeout, talk)
         self.server.counters.add(**{"tls" if done else "failed_tls": 1})
         return done
 
     def _close(self) -> None:
         """Close; linger where what the client still sends would reset the connection."""
-        self.deadline, self.hurry = monotonic() + LINGER, 0.0
-        if not isinstance(self.stream, socket.socket):
-            self.stream.close_notify()
-        if self.linger:
+        self._deadline, self._hurry = monotonic() + LINGER, 0.0
+        if not isinstance(self._stream, socket.socket):
+            self._stream.close_notify()
+        if self._linger:
             self.request.shutdown(socket.SHUT_WR)
             # A server that stops waits only for a client that talks: to close on what it sends
             # would reset the connection, and the reply that it has not read would be lost.

@@ -7,7 +7,7 @@ of the library overrides is a method of :class:`SMTPHandler`.
 from __future__ import annotations
 
 from time import monotonic
-from typing import IO, TYPE_CHECKING, Any, List, Optional, Union
+from typing import TYPE_CHECKING, Any, List, Optional, Union
 
 from . import reply as replies
 from .command import VERBS, Command
@@ -15,7 +15,7 @@ from .hooks import DELIVERIES, overridden, receipt, verdict
 from .mailtaking import MailTaking
 from .reply import Disconnect, Reject, Reply, shared
 from .sasl import Credentials, ScramKeys
-from .storage import Sink
+from .storage import AnySink
 from .syntax import Mailbox
 from .trace import new_id
 
@@ -27,8 +27,8 @@ __all__ = ["SMTPHandler"]
 # What is done once a reply is known: a message is counted; what was sent of one that will have no
 # end is forgotten.
 AFTER = {
-    "message": "account",
-    **dict.fromkeys(("RSET", "HELO", "EHLO", "LHLO"), "forget"),
+    "message": "_account",
+    **dict.fromkeys(("RSET", "HELO", "EHLO", "LHLO"), "_forget"),
 }
 
 # What the client is told of a fault of ours.
@@ -62,7 +62,7 @@ class SMTPHandler(MailTaking):
         """Take the connection over from the server."""
         super().setup()
         self.command = Command("connection")
-        self._sink: Union[IO[bytes], Sink, None] = None
+        self._sink: Optional[AnySink] = None
         self._sink_fault: Optional[Reply] = None
         self._traced = False
         self._mail_began = 0.0
@@ -74,9 +74,9 @@ class SMTPHandler(MailTaking):
         """Tell the hook, once."""
         self._drop_sink()
         try:
-            self.session_ended(self.reason)
+            self.session_ended(self._reason)
         except Exception:
-            self.fault("session_ended failed")
+            self._fault("session_ended failed")
 
     # -- events ------------------------------------------------------------------------------
 
@@ -89,14 +89,14 @@ class SMTPHandler(MailTaking):
         except Reject as reject:
             reply = reject.reply
         except Disconnect as disconnect:
-            self.hanging_up = True
+            self._hanging_up = True
             reply = disconnect.reply
         except Exception:
             # What it says is for the log alone: the client gets no detail.
-            self.fault(f"do_{verb} failed")
+            self._fault(f"do_{verb} failed")
             reply = FAULTS.get(verb, replies.LOCAL_ERROR)
         except SystemExit:
-            self.fault(f"do_{verb} called exit(), which ends no more than its session")
+            self._fault(f"do_{verb} called exit(), which ends no more than its session")
             reply = replies.NO_SERVICE
         after = AFTER.get(verb)
         if after is not None:
@@ -140,7 +140,7 @@ class SMTPHandler(MailTaking):
         except Disconnect as disconnect:
             self.session.close(disconnect.reply)
         except Exception:
-            self.fault("secret failed")
+            self._fault("secret failed")
             request.fault = replies.AUTH_ERROR
 
     def do_credentials(self, event: Command) -> Reply:
@@ -163,7 +163,7 @@ class SMTPHandler(MailTaking):
         """Open a transaction, if the sender may."""
         self.envelope.id = new_id()
         self._mail_began = monotonic()
-        if not self.has_room(int(event.parameters.get("SIZE", 0))):
+        if not self._has_room(int(event.parameters.get("SIZE", 0))):
             return replies.NO_STORAGE  # RFC 1870 6.1
         allowed = self.validate_sender(event.argument)
         return verdict("validate_sender", allowed, replies.SENDER_OK, replies.SENDER_REFUSED)
@@ -190,7 +190,7 @@ class SMTPHandler(MailTaking):
 
     def do_QUIT(self, event: Command) -> Reply:
         """Say goodbye."""
-        self.reason, self.linger = "quit", False
+        self._reason, self._linger = "quit", False
         return replies.BYE
 
     def do_VRFY(self, event: Command) -> Reply:

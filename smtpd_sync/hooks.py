@@ -11,14 +11,19 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
+    Collection,
     Dict,
     List,
     Mapping,
+    Optional,
+    Sequence,
     Tuple,
     Type,
     Union,
 )
 
+from . import reply as replies
+from .logs import log
 from .reply import Reply
 from .sasl import MECHANISMS
 
@@ -48,6 +53,23 @@ if TYPE_CHECKING:
 
         def attach(self, handler: SMTPHandler) -> Any: ...
 
+    class Store(Protocol):
+        """A battery without `attach`, that serves all connections itself."""
+
+        def deliver_envelope(self, envelope: Envelope) -> Receipts: ...
+
+    class Taker(Protocol):
+        """What has a delivery hook."""
+
+        @property
+        def deliver(self) -> Callable[[Mailbox, List[Mailbox], bytes], Receipts]: ...
+        @property
+        def deliver_message(self) -> Callable[..., Receipts]: ...
+        @property
+        def deliver_envelope(self) -> Callable[[Envelope], Receipts]: ...
+
+    Delivery = Callable[[Mailbox, List[Mailbox], bytes], Receipts]
+
     class Hooks(TypedDict, total=False):
         """The hooks as keywords: what each is called with, and may give back."""
 
@@ -58,7 +80,7 @@ if TYPE_CHECKING:
         validate_sender: Callable[[Mailbox], Verdict]
         validate_recipient: Callable[[Mailbox], Verdict]
         validate_data: Callable[[Mailbox, List[Mailbox]], Verdict]
-        deliver: Union[Callable[[Mailbox, List[Mailbox], bytes], Receipts], Battery]
+        deliver: Union[Delivery, Battery, Store, Sequence[Union[Delivery, Battery, Store]]]
         deliver_message: Callable[[EmailMessage, Mailbox, List[Mailbox]], Receipts]
         deliver_envelope: Callable[[Envelope], Receipts]
         open_sink: Callable[[Envelope], IO[bytes]]
@@ -116,12 +138,7 @@ def hooked(base: Type[SMTPHandler], hooks: Mapping[str, Any]) -> Type[SMTPHandle
 
 
 def _battery_methods(battery: Any) -> Dict[str, Any]:
-    names = [name for name in HOOKS if callable(getattr(battery, name, None))]
-    if not any(name in DELIVERIES for name in names):
-        raise ValueError(
-            f"deliver= takes a callable, or an object with a method {' or '.join(DELIVERIES)}; "
-            f"{battery!r} is neither"
-        )
+    names = battery_hooks(battery)
 
     def attach(self: SMTPHandler) -> None:
         self.battery = battery.attach(self) if hasattr(battery, "attach") else battery
@@ -138,6 +155,50 @@ def _battery_methods(battery: Any) -> Dict[str, Any]:
         return call
 
     return {**{name: method(name) for name in names}, "attach_battery": attach}
+
+
+def hooks_of(battery: Any) -> Tuple[str, ...]:
+    """Name the hooks of a battery: those of its methods, or what its attribute ``hooks`` names.
+
+    That attribute is for a battery whose `attach` gives an object with other methods.
+    """
+    named: Optional[Tuple[str, ...]] = getattr(battery, "hooks", None)
+    if named is None:
+        named = tuple(name for name in HOOKS if callable(getattr(battery, name, None)))
+    return named
+
+
+def battery_hooks(battery: Any) -> Tuple[str, ...]:
+    """As `hooks_of`; ``ValueError`` for what would take no mail."""
+    names = hooks_of(battery)
+    if not any(name in DELIVERIES for name in names):
+        raise ValueError(
+            "deliver= takes a callable, an object with a method "
+            f"{' or '.join(DELIVERIES)}, or a list of those; {battery!r} is none of them"
+        )
+    return names
+
+
+def delivery_of(names: Collection[str]) -> str:
+    """Give the delivery hook that is called where there are ``names``."""
+    return next(name for name in DELIVERIES if name in names)
+
+
+def hand_over(taker: Taker, name: str, envelope: Envelope) -> Receipts:
+    """Call the delivery hook ``name`` of ``taker`` as it wants to be called."""
+    if name == "deliver_envelope":
+        return taker.deliver_envelope(envelope)
+    sender, recipients = envelope.sender, list(envelope.recipients)
+    if name == "deliver":
+        return taker.deliver(sender, recipients, envelope.content)
+    from email import message_from_bytes, policy
+
+    try:
+        message: Any = message_from_bytes(envelope.content, policy=policy.SMTPUTF8)
+    except Exception:  # the email package raises all sorts; no retry would mend it
+        log.exception("the message cannot be parsed")
+        return replies.UNPARSABLE
+    return taker.deliver_message(message, sender, recipients)
 
 
 def overridden(handler: Type[SMTPHandler], base: Type[SMTPHandler]) -> List[str]:

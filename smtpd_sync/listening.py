@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import stat
@@ -10,6 +9,7 @@ from typing import Any, Callable, List, NamedTuple, Tuple, Union
 
 from .envelope import Peer
 from .limits import Limits
+from .logs import INFO, WARNING, log
 from .options import OPTIONS
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "within_descriptors",
 ]
 
-log = logging.getLogger("smtpd_sync")
 
 AF_UNIX = getattr(socket, "AF_UNIX", None)  # Windows has none
 BACKLOG = 1_024  # 5, socketserver's, hangs clients at twenty at once
@@ -199,7 +198,7 @@ def within_descriptors(limits: Limits, asked_for: bool) -> Limits:
     if allowed == resource.RLIM_INFINITY or limits.connections <= allowed // 2:
         return limits
     log.log(
-        logging.WARNING if asked_for else logging.INFO,
+        WARNING if asked_for else INFO,
         "limits: connections cut from %d to %d, half of RLIMIT_NOFILE",
         limits.connections,
         allowed // 2,

@@ -5,15 +5,33 @@ All goes to the logger ``smtpd_sync``. Nothing that a client sent can break a li
 
 from __future__ import annotations
 
-import logging
 from contextvars import ContextVar
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from .patterns import Pattern
 
-__all__ = ["current_session", "log", "name_sessions", "pairs"]
+if TYPE_CHECKING:
+    import logging
 
-log = logging.getLogger("smtpd_sync")
+__all__ = ["DEBUG", "INFO", "WARNING", "current_session", "log", "name_sessions", "pairs"]
+
+DEBUG, INFO, WARNING = 10, 20, 30  # as logging has them
+
+
+class Log:
+    """The logger ``smtpd_sync``, fetched when it is first used: logging is slow to import."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Give a method of the logger, and never come here again for it."""
+        import logging
+
+        method = getattr(logging.getLogger("smtpd_sync"), name)
+        setattr(self, name, method)
+        return method
+
+
+log: logging.Logger
+log = Log()  # type: ignore[assignment]
 
 current_session: ContextVar[str] = ContextVar("smtp_session", default="-")
 """The id of the session that the thread serves."""
@@ -35,6 +53,8 @@ class RecordFactory:
 
 def name_sessions() -> None:
     """Have the id of the session put on each record that is logged in its thread, by anybody."""
+    import logging
+
     factory = logging.getLogRecordFactory()
     if not isinstance(factory, RecordFactory):
         logging.setLogRecordFactory(RecordFactory(factory))

@@ -5,24 +5,19 @@ A 250 after the end is a promise (RFC 5321 6.1): it is said only when the hook h
 
 from __future__ import annotations
 
-import io
-import logging
 from time import monotonic
-from typing import IO, TYPE_CHECKING, Any, List, Optional, Union
+from typing import List, Optional, Union
 
 from . import reply as replies
 from .command import Command
 from .envelope import Envelope
-from .hooks import receipt, verdict
-from .logs import log, pairs
+from .hooks import hand_over, receipt, verdict
+from .logs import INFO, log, pairs
 from .overrides import Hookable
 from .reply import Reply
-from .storage import Sink, file_of
+from .storage import AnySink, close_sink, file_of, write_all
 from .syntax import Mailbox
 from .trace import received
-
-if TYPE_CHECKING:
-    from .hooks import Receipts
 
 __all__ = ["MailTaking"]
 
@@ -33,7 +28,7 @@ SMALL = 16_384
 class MailTaking(Hookable):
     """The part of `SMTPHandler` that takes mail data."""
 
-    _sink: Union[IO[bytes], Sink, None]
+    _sink: Optional[AnySink]
     _sink_fault: Optional[Reply]
     _traced: bool
     _mail_began: float
@@ -46,7 +41,7 @@ class MailTaking(Hookable):
             raise RuntimeError("there is no mail transaction now")
         return envelope
 
-    def has_room(self, octets: int) -> bool:
+    def _has_room(self, octets: int) -> bool:
         """Tell whether a message of ``octets`` could be held."""
         own = "open_sink" not in self.overridden
         return not own or self.server.storage.has_room(octets, self.settings.limits)
@@ -65,7 +60,7 @@ class MailTaking(Hookable):
         try:
             sink = self.open_sink(envelope)
         except OSError:
-            self.fault("no room for mail data")
+            self._fault("no room for mail data")
             return replies.NO_STORAGE
         if not callable(getattr(sink, "write", None)):
             raise TypeError(f"open_sink must give a binary file: {sink!r}")
@@ -75,7 +70,7 @@ class MailTaking(Hookable):
 
     do_BDAT = do_DATA
 
-    def store(self, content: bytes, last: bool = False) -> None:
+    def _store(self, content: bytes, last: bool = False) -> None:
         """Write mail data to the sink, behind our trace field."""
         sink = self._sink
         if sink is None:
@@ -96,14 +91,14 @@ class MailTaking(Hookable):
             if last:
                 sink.flush()  # what waits in its buffer may find no room: no 250 before
         except Exception as error:  # a sink is code of the user
-            self.fault("mail data could not be stored")
+            self._fault("mail data could not be stored")
             no_room = isinstance(error, OSError)
             self._sink_fault = replies.NO_STORAGE if no_room else replies.LOCAL_ERROR
             self._drop_sink()
 
     def do_message(self, event: Command) -> Union[Reply, List[Reply]]:
         """Deliver what has come, or say why not."""
-        self.store(b"", last=True)  # an empty message has a trace, too
+        self._store(b"", last=True)  # an empty message has a trace, too
         refusal: Optional[Reply] = event.argument or self._sink_fault
         try:
             if refusal is not None:
@@ -113,7 +108,7 @@ class MailTaking(Hookable):
             envelope.sink = file_of(self._sink)
             accepted = Reply(250, f"OK {envelope.id}")
             name = self.delivery or "deliver"
-            result = self._deliver(name, envelope)
+            result = hand_over(self, name, envelope)
             if not (self.settings.lmtp and isinstance(result, list)):
                 return receipt(name, result, accepted, replies.MESSAGE_REFUSED)
             if len(result) != len(envelope.recipients):
@@ -122,53 +117,37 @@ class MailTaking(Hookable):
         finally:
             self._drop_sink()
 
-    def _deliver(self, name: str, envelope: Envelope) -> Receipts:
-        """Call the delivery hook that the class has."""
-        if name == "deliver_envelope":
-            return self.deliver_envelope(envelope)
-        sender, recipients = envelope.sender, list(envelope.recipients)
-        if name == "deliver_message":
-            from email import message_from_bytes, policy
-
-            try:
-                message: Any = message_from_bytes(envelope.content, policy=policy.SMTPUTF8)
-            except Exception:  # the email package raises all sorts; no retry would mend it
-                self.fault("the message cannot be parsed")
-                return replies.UNPARSABLE
-            return self.deliver_message(message, sender, recipients)
-        return self.deliver(sender, recipients, envelope.content)
-
     def _drop_sink(self) -> None:
         sink, self._sink = self._sink, None
-        if sink is None or isinstance(sink, io.BytesIO):
-            return  # memory goes with the envelope, which a hook may keep
+        if sink is None:
+            return
         try:
-            sink.close()
+            close_sink(sink)
         except Exception:
-            self.fault("a sink could not be closed")
+            self._fault("a sink could not be closed")
 
-    def forget(self, reply: Union[Reply, List[Reply]]) -> None:
+    def _forget(self, reply: Union[Reply, List[Reply]]) -> None:
         """Drop what has come of a message, if the command that ends its transaction is accepted."""
         if isinstance(reply, Reply) and reply.code < 400:
             self._drop_sink()
 
-    def account(self, reply: Union[Reply, List[Reply]]) -> None:
+    def _account(self, reply: Union[Reply, List[Reply]]) -> None:
         """Count a message and log it, with what the client is told of it."""
         envelope, size = self.envelope, self.session.mail_size
         each = reply if isinstance(reply, list) else [reply]
         accepted = [one for one in each if one.code < 400]
         if accepted:
-            self.messages += 1
+            self._accepted += 1
             count = len(accepted) if len(each) > 1 else len(envelope.recipients)
             self.server.counters.add_message(count, size)
         else:
             self.server.counters.add(refused_messages=1)
-        if log.isEnabledFor(logging.INFO):
+        if log.isEnabledFor(INFO):
             verdict = str(each[0]) if len(each) == 1 else ",".join(str(one.code) for one in each)
             log.info(
                 pairs(
                     message=envelope.id,
-                    **self.who(),
+                    **self._who(),
                     sender=f"<{envelope.sender}>",
                     recipients=shortened(envelope.recipients),
                     size=size,
@@ -183,13 +162,3 @@ def shortened(recipients: List[Mailbox]) -> str:
     shown = ",".join(recipients[:RECIPIENTS_SHOWN])
     more = len(recipients) - RECIPIENTS_SHOWN
     return f"{shown},+{more}" if more > 0 else shown
-
-
-def write_all(sink: Union[IO[bytes], Sink], octets: bytes) -> None:
-    """Write all of ``octets``: an unbuffered file on a disk that fills may take only a part."""
-    written = sink.write(octets)
-    while written is not None and written < len(octets):
-        octets = octets[written:]
-        written = sink.write(octets)
-        if not written:
-            raise OSError("the sink takes no more")

@@ -6,13 +6,13 @@ said in `handler` and `mailtaking`; the table is `hooks.HOOKS`.
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING, FrozenSet, List, Optional, Union
+from typing import TYPE_CHECKING, FrozenSet, List, Optional, Union
 
 from .connection import Connection
 from .envelope import Envelope
 from .reply import Reply
 from .sasl import Credentials
-from .storage import Sink
+from .storage import AnySink, Sink
 from .syntax import Mailbox
 
 if TYPE_CHECKING:
@@ -81,8 +81,12 @@ class Hookable(Connection):
         """Called instead of both; ``envelope.open()`` gives the mail data as a file."""
         raise NotImplementedError
 
-    def open_sink(self, envelope: Envelope) -> Union[IO[bytes], Sink]:
+    def open_sink(self, envelope: Envelope) -> AnySink:
         """Called before 354: give the binary file that the mail data is written to."""
+        return self.own_sink(envelope)
+
+    def own_sink(self, envelope: Envelope) -> Sink:
+        """Give a sink of the library: memory, or a temporary file, within the limits."""
         limits, settings = self.settings.limits, self.settings
         reads_file = self.delivery == "deliver_envelope"
         in_memory = limits.message_memory if reads_file else limits.memory

@@ -11,35 +11,30 @@ import socketserver
 import threading
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Type, Union
 
 from .accepting import Accepting
+from .configured import LMTP_AT_25, Configured
 from .crew import Crew
 from .crowd import Crowd, reaper_period
-from .extensions import Extension
 from .handler import SMTPHandler
-from .limits import DEFAULT_LIMITS, Limits
+from .limits import Limits
 from .listening import Address, Listener, listen, nothing
 from .logs import log, name_sessions, pairs
-from .options import OPTIONS
-from .settings import Settings, resolve
 from .stats import Counters
 from .storage import Storage
 
 if TYPE_CHECKING:
-    from .proxy import Networks
     from .settings import Keywords, Unpack
-    from .tls import TLSSetting
     from .workers import Supervisor
 
 __all__ = ["SMTPServer"]
 
 FAREWELL = 1.0  # for threads whose connection was cut at the deadline
 TROUBLES = ("turned_away", "turned_away_by_address", "failed_accepts")
-LMTP_AT_25 = "lmtp: port 25 is for SMTP (RFC 2033 5)"
 
 
-class SMTPServer(Accepting):
+class SMTPServer(Configured, Accepting):
     """An SMTP server with one thread for each connection.
 
     ``address`` is ``(host, port)``, the path of a Unix socket, a socket that listens already, or a
@@ -50,32 +45,6 @@ class SMTPServer(Accepting):
     ``OSError`` for an address that cannot be bound.
     """
 
-    hostname: str = ""
-    banner: str = "ESMTP"
-    tls: Optional[TLSSetting] = None
-    implicit_tls: bool = False
-    require_tls: bool = False
-    users: Mapping[str, str] = {}
-    mechanisms: Optional[Tuple[str, ...]] = None
-    require_auth: bool = False
-    auth_require_tls: bool = True
-    extensions: Tuple[Union[str, Extension], ...] = ()
-    ignore_parameters: bool = False
-    sni: Mapping[str, TLSSetting] = {}
-    proxy_protocol: Networks = ()
-    xclient: Networks = ()
-    lmtp: bool = False
-    strict: bool = False
-    strict_pipelining: bool = True
-    bare_newline: str = "normalize"
-    local_domains: Tuple[str, ...] = ()
-    spool_directory: Optional[Union[str, os.PathLike[str]]] = None
-    transcript: bool = False
-    workers: int = 1
-    cpu_affinity: Optional[str] = None
-    limits: Limits = DEFAULT_LIMITS
-    trace: bool = True
-
     def __init__(
         self,
         address: Union[Address, List[Address]],
@@ -84,6 +53,7 @@ class SMTPServer(Accepting):
     ) -> None:
         self._handler = handler
         self._hooks: Dict[str, Any] = {}
+        self._batteries: List[Any] = []
         self._salt_key = os.urandom(32)
         self.crew = Crew(self.process_request_thread)
         self._set_up(options)
@@ -119,46 +89,7 @@ class SMTPServer(Accepting):
         handler_class: Any = self.RequestHandlerClass
         socketserver.BaseServer.__init__(self, self.socket.getsockname(), handler_class)
 
-    # -- options -----------------------------------------------------------------------------
-
-    def configure(self, **options: Unpack[Keywords]) -> None:
-        """Set options and hooks, for the connections to come; as the constructor does."""
-        if options.get("lmtp") and self._at_port_25:
-            raise ValueError(LMTP_AT_25)
-        if self._supervisor is not None:
-            raise RuntimeError("workers: configure before the workers are there")
-        if "workers" in options and self._serving is not None:
-            raise RuntimeError("workers: configure them before the server serves")
-        self._set_up(options)
-
-    def _set_up(self, options: Mapping[str, Any]) -> None:
-        inherited = {name: getattr(self._handler, name, getattr(self, name)) for name in OPTIONS}
-        inherited.update({name: vars(self)[name] for name in OPTIONS if name in vars(self)})
-        settings = resolve(self._handler, {**inherited, **self._hooks}, options, self._salt_key)
-        vars(self).update({name: getattr(settings, name) for name in OPTIONS})
-        self._hooks = settings.hooks
-        self.RequestHandlerClass = settings.handler
-        self.settings: Settings = settings
-        self.crew.adapt(self.cpu_affinity == "adaptive")
-
-    def reload_tls(self) -> None:
-        """Read the certificates again, for the handshakes to come; sessions live on.
-
-        Raises ``ValueError`` for a file that cannot be used, and keeps what it had; also where
-        ``tls`` is a bare context, of which we do not know where it came from.
-        """
-        if self.tls is None or not (isinstance(self.tls, tuple) or callable(self.tls)):
-            raise ValueError("reload_tls() needs tls= as a (certfile, keyfile) pair or a callable")
-        self._set_up({})
-        if self._supervisor is not None:
-            self._supervisor.reloading = True
-            self._wake()
-
     # -- where it listens --------------------------------------------------------------------
-
-    @property
-    def _at_port_25(self) -> bool:
-        return any(where[-1] == 25 for where in self._addresses)
 
     @property
     def addresses(self) -> List[Tuple[Any, ...]]:
@@ -211,6 +142,7 @@ class SMTPServer(Accepting):
 
     def _serve(self) -> None:
         """Take clients until `stop`."""
+        self._start_battery()
         threading.Thread(target=self._reap, name="smtpd-reaper", daemon=True).start()
         self._accept()
 
@@ -341,6 +273,12 @@ class SMTPServer(Accepting):
             farewell = monotonic() + FAREWELL
             self.crowd.wait(lambda: farewell)
         self.crew.close()
+        for battery in self._batteries:
+            if hasattr(battery, "stop"):
+                try:
+                    battery.stop(max(0.0, self._deadline - monotonic()))
+                except Exception:
+                    log.exception("%r could not stop", battery)
 
     def _due(self) -> float:
         """Give the end of the time to drain, which the supervisor may shorten."""

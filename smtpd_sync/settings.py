@@ -92,6 +92,9 @@ class Settings:
     ) -> None:
         vars(self).update(options)
         self.hooks = hooks
+        deliver = hooks.get("deliver")
+        self.battery: Any = None if callable(deliver) else deliver
+        """What ``deliver=`` is, where it is more than a callable."""
         self.handler = handler
         self.context = _context(options)
         """Of the TLS handshakes."""
@@ -146,6 +149,10 @@ def resolve(
             )
     both = {**inherited, **given}
     hooks = {name: both[name] for name in HOOKS if both.get(name) is not None}
+    if isinstance(hooks.get("deliver"), (list, tuple)):
+        from .several import Several  # seldom needed
+
+        hooks["deliver"] = Several(hooks["deliver"])
     made = hooked(handler, hooks)
     if made.delivery is None:
         raise ValueError(
@@ -156,7 +163,10 @@ def resolve(
     mechanisms = mechanisms_of(made, options)
     options["hostname"] = options["hostname"] or own_name()
     options["limits"] = within_descriptors(options["limits"], "limits" in given)
-    return Settings(options, hooks, made, mechanisms, salt_key)
+    settings = Settings(options, hooks, made, mechanisms, salt_key)
+    if options["workers"] > 1 and getattr(settings.battery, "one_process", False):
+        raise ValueError("workers: what is delivered would be seen by its own worker alone")
+    return settings
 
 
 RULES = (

@@ -10,11 +10,11 @@ import errno
 import io
 import os
 import threading
-from typing import IO, Union
+from typing import IO, Any, List, Optional, Union
 
 from .limits import Limits
 
-__all__ = ["Sink", "Storage", "file_of"]
+__all__ = ["AnySink", "Sink", "Storage", "Tee", "close_sink", "file_of", "write_all"]
 
 
 class Budget:
@@ -122,6 +122,57 @@ class Sink:
                 pass  # the disk is full; what the buffer still holds is nobody's any more
 
 
-def file_of(sink: Union[IO[bytes], Sink]) -> IO[bytes]:
-    """Give the file that holds what was written to ``sink``."""
+class Tee:
+    """A file that is written to several; each is read for itself."""
+
+    def __init__(self, sinks: List[AnySink]) -> None:
+        self.sinks = sinks
+        """The file of each member; members may have one together."""
+        self._files = list({id(sink): sink for sink in sinks}.values())
+
+    def write(self, octets: bytes) -> int:
+        """Write to all."""
+        for file in self._files:
+            write_all(file, octets)
+        return len(octets)
+
+    def flush(self) -> None:
+        """Flush all."""
+        for file in self._files:
+            file.flush()
+
+    def close(self) -> None:
+        """Close all, and raise what the last that failed raised."""
+        fault: Optional[Exception] = None
+        for file in self._files:
+            try:
+                close_sink(file)
+            except Exception as error:
+                fault = error
+        if fault is not None:
+            raise fault
+
+
+AnySink = Union[IO[bytes], Sink, Tee]
+"""What mail data is written to."""
+
+
+def file_of(sink: AnySink) -> Any:
+    """Give the binary file that holds what was written to ``sink``."""
     return sink.file if isinstance(sink, Sink) else sink
+
+
+def write_all(sink: AnySink, octets: bytes) -> None:
+    """Write all of ``octets``: an unbuffered file on a disk that fills may take only a part."""
+    written = sink.write(octets)
+    while written is not None and written < len(octets):
+        octets = octets[written:]
+        written = sink.write(octets)
+        if not written:
+            raise OSError("the sink takes no more")
+
+
+def close_sink(sink: AnySink) -> None:
+    """Close what mail data was written to; memory goes with the envelope, which a hook may keep."""
+    if not isinstance(sink, io.BytesIO):
+        sink.close()

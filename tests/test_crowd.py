@@ -585,7 +585,7 @@ def test_last_reply_may_be_read_under_stress(serve, connect, busy):
     client = connect(server)
     client.hello()
     client.send(b"GET / HTTP/1.1\r\n")
-    closing = until(lambda: [each for each in server.crowd.sessions if each.closing], "the close")
+    closing = until(lambda: [each for each in server.crowd.sessions if each._closing], "the close")
     now = time.monotonic()
     assert not closing[0].is_late(now, stressed=True)
     assert client.reply().startswith("554 5.5.0 ")
@@ -612,7 +612,7 @@ BOUNDED = Limits(session_time=0.4, junk_commands=10**9, errors=10**9)
 def past(server, client):
     """Wait until the time of the only session is over."""
     (session,) = server.crowd.sessions
-    until(lambda: time.monotonic() > session.began + server.limits.session_time, "the time")
+    until(lambda: time.monotonic() > session._began + server.limits.session_time, "the time")
 
 
 @pytest.mark.parametrize(

@@ -1063,3 +1063,25 @@ def test_inherited_delivery_counts(serve, connect):
 def test_hook_that_is_not_callable_is_a_value_error(hook):
     with pytest.raises(ValueError, match=hook):
         SMTPServer(("127.0.0.1", 0), **{"deliver": smtpd_sync.discard, hook: 42})
+
+
+PLAIN_NAMES = """
+stream began deadline hurry waiting negotiating closing last_words reason linger messages hanging_up
+accepted sink traced room timeout socket data buffer limits count log state name domain user queue
+lock store relay send receive forget account who fault
+"""
+
+
+@pytest.mark.parametrize("name", PLAIN_NAMES.split())
+def test_state_of_a_subclass_may_have_any_plain_name(serve, connect, name):
+    class Stateful(SMTPHandler):
+        def validate_host(self, address):
+            assert not hasattr(self, name), "it is ours, and would be overwritten"
+            setattr(self, name, "mine")
+
+        def deliver(self, sender, recipients, data):
+            assert getattr(self, name) == "mine"
+
+    client = connect(serve(Stateful))
+    assert client.mail().startswith("250 2.0.0 ")
+    assert client.ask("QUIT").startswith("221 ")

@@ -19,27 +19,24 @@ MODULES = {
 # From the bottom to the top; a module imports from its own layer and from those below it.
 LAYERS = (
     (
-        *(
-            "limits",
-            "patterns",
-            "reply",
-            "syntax",
-            "command",
-            "extensions",
-            "data",
-            "inbox",
-            "maildata",
-        ),
+        *("limits", "patterns", "reply", "syntax", "command", "extensions"),
+        *("data", "inbox", "maildata"),
         *("envelope", "sasl", "exchange", "states", "rules", "checks"),
         *("transcript", "answering", "mailreading", "authreading", "session"),
     ),
-    ("hooks", "trace", "proxy", "options", "logs", "stats", "storage"),
+    ("hooks", "several", "trace", "proxy", "options", "logs", "stats", "storage"),
     (
         *("connection", "overrides", "mailtaking", "handler", "settings", "crew", "crowd"),
-        *("accepting", "workers", "server"),
+        *("accepting", "configured", "workers", "server"),
         *("listening", "tls"),
+        "durable",
     ),
-    ("service", "cli", "show"),
+    (
+        *("naming", "lineends", "reading", "store", "mailbox", "pipe"),
+        *("dsn", "nexthop", "passing", "relaying", "relay"),
+        *("spoolfiles", "spooled", "attempts", "spool"),
+    ),
+    ("service", "show", "process", "flags", "queuecli", "cli"),
 )
 CORE = LAYERS[0]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
