@@ -6,35 +6,14 @@ Mail is hostile text: nothing here lets a control character through to a termina
 from __future__ import annotations
 
 import json
-from email import message_from_bytes, policy
 from email.message import EmailMessage
 from email.utils import getaddresses
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Callable, List, Mapping
 
 from .envelope import Envelope
+from .reading import headers, parsed, parts
 
 __all__ = ["FORMATS"]
-
-
-class Forgiving(policy.EmailPolicy):
-    """Reads a field that the email package breaks at without its parameters."""
-
-    def header_fetch_parse(self, name: str, value: str) -> Any:
-        """Give a field's value: the package's, or plain text where it raises."""
-        try:
-            return super().header_fetch_parse(name, value)
-        except Exception:  # it raises all sorts
-            return "".join(c if " " <= c <= "~" else "?" for c in value.partition(";")[0])
-
-
-FORGIVING = Forgiving(utf8=True, linesep="\r\n")
-
-
-def parsed(envelope: Envelope) -> EmailMessage:
-    """Parse the mail data; broken mail gives what can be made of it."""
-    message = message_from_bytes(envelope.content, policy=FORGIVING)
-    assert isinstance(message, EmailMessage), "the policy makes it one"
-    return message
 
 
 def printable(text: str) -> str:
@@ -43,59 +22,6 @@ def printable(text: str) -> str:
     return "\n".join(
         "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in line) for line in lines
     )
-
-
-def headers(message: EmailMessage) -> Iterator[Tuple[str, str]]:
-    """Give the header fields, decoded; one that cannot be is given as it came."""
-    for name, raw in message.raw_items():
-        try:
-            value = str(policy.SMTPUTF8.header_fetch_parse(name, raw))
-        except Exception:  # the email package raises all sorts for broken fields
-            value = str(raw)
-        yield name, " ".join(value.split())
-
-
-def text_of(part: EmailMessage) -> str:
-    """Decode a text part, whatever charset it claims."""
-    octets = octets_of(part)
-    try:
-        return octets.decode(part.get_content_charset("utf-8"), "replace")
-    except Exception:  # a charset that is none, such as idna; or the email package
-        return octets.decode("latin-1")
-
-
-def octets_of(part: EmailMessage) -> bytes:
-    """Give the content of a part, with its transfer encoding undone where that can be."""
-    try:
-        payload = part.get_payload(decode=True)
-    except Exception:
-        payload = str(part.get_payload()).encode("utf-8", "surrogateescape")
-    return payload if isinstance(payload, bytes) else b""
-
-
-def described(part: EmailMessage) -> Tuple[Optional[str], str]:
-    """Give the file name and the type of a part, as far as its fields can be read."""
-    try:
-        return part.get_filename(), part.get_content_type()
-    except Exception:
-        return None, "text/plain"
-
-
-def parts(message: EmailMessage) -> Tuple[List[str], List[Dict[str, Any]]]:
-    """Split a message into its texts and a description of each attachment."""
-    texts: List[str] = []
-    attachments: List[Dict[str, Any]] = []
-    for part in message.walk():
-        if part.is_multipart():
-            continue
-        assert isinstance(part, EmailMessage), "the policy makes it one"
-        name, kind = described(part)
-        if kind.startswith("text/") and name is None:
-            if kind == "text/plain" or not texts:
-                texts.append(text_of(part))
-        else:
-            attachments.append({"name": name or "", "type": kind, "size": len(octets_of(part))})
-    return texts, attachments
 
 
 def hidden_recipients(envelope: Envelope, message: EmailMessage) -> List[str]:
@@ -128,10 +54,8 @@ def human(envelope: Envelope) -> bytes:
         lines.extend(("", text.replace("\r\n", "\n").rstrip("\n")))
     if attachments:
         lines.append("")
-    for each in attachments:
-        lines.append(
-            f"attachment: {each['name'] or 'unnamed'}, {each['type']}, {each['size']} octets"
-        )
+    for name, kind, content in attachments:
+        lines.append(f"attachment: {name or 'unnamed'}, {kind}, {len(content)} octets")
     return (printable("\n".join(lines)) + "\n\n").encode("utf-8", "replace")
 
 
@@ -151,7 +75,10 @@ def as_json(envelope: Envelope) -> bytes:
         "size": len(envelope.content),
         "headers": list(headers(message)),
         "text": "\n".join(texts),
-        "attachments": attachments,
+        "attachments": [
+            {"name": name, "type": kind, "size": len(content)}
+            for name, kind, content in attachments
+        ],
     }
     return json.dumps(shown).encode() + b"\n"
 
