@@ -20,10 +20,11 @@ import textwrap
 import pytest
 from support import DEADLINE, ROOT, Program
 
-from smtpd_sync import Limits, SMTPServer, __all__, discard, hooks, reply
+from smtpd_sync import BATTERIES, Limits, SMTPServer, __all__, discard, hooks, queuecli, reply
 from smtpd_sync.cli import parser
 from smtpd_sync.command import VERBS
 from smtpd_sync.extensions import EXTENSIONS, future_release
+from smtpd_sync.flags import DELIVERIES
 from smtpd_sync.options import OPTIONS
 from smtpd_sync.rules import rules
 from smtpd_sync.sasl import MECHANISMS
@@ -212,7 +213,10 @@ def test_command_line_is_accepted(arguments, directory, monkeypatch):
         parts, code = parameters.values
         for name in parts[1:]:  # the block is that file
             pathlib.Path(name).write_text(code, encoding="utf-8")
-    parser().parse_args(arguments)
+    if arguments[:1] == ["queue"]:
+        queuecli.parser().parse_args(arguments[1:])
+    else:
+        parser().parse_args(arguments)
     sys.modules.pop("mymail", None)
 
 
@@ -405,3 +409,12 @@ def test_public_names_are_in_the_manual():
 def test_no_line_of_the_manual_is_wider_than_a_screen():
     wide = [line for line in README.splitlines() if len(line) > 110 and line[:4].strip()]
     assert wide == []
+
+
+def test_batteries_are_those_of_the_code():
+    rows = table("batteries")
+    names = {re.match(r"``(\w+)", battery)[1] for battery, *_ in rows}
+    assert names == {*BATTERIES, "discard"}
+    flags = {literal for _, flag, _ in rows for literal in literals(flag)}
+    known = {flag for names, _ in DELIVERIES for flag in names} | {"--spool"}
+    assert flags == known

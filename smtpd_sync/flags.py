@@ -1,0 +1,359 @@
+"""The flags of the command line: how they are called, how they are read, how help shows them.
+
+The server's options come from their table. Every flag can also be set in the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import shlex
+import sys
+from typing import Any, Dict, List, Mapping, NoReturn, Optional, Tuple, Type
+
+from . import __version__
+from .handler import SMTPHandler
+from .limits import DEFAULT_LIMITS
+from .options import OPTIONS
+from .sasl import Credentials
+
+__all__ = ["DEFAULT_ADDRESS", "NEEDS_CODE", "address", "from_environment", "parser"]
+
+DEFAULT_ADDRESS = "127.0.0.1:8025"
+NEEDS_CODE = {"tls", "limits", "users", "sni"}  # options that flags of their own make
+
+
+REPEATABLE = {
+    "local_domains": "NAME",
+    "extensions": "NAME",
+    "mechanisms": "NAME",
+    "proxy_protocol": "NET",
+    "xclient": "NET",
+}
+
+
+# How the value of a flag is read, where it is not any text.
+SHAPES: Dict[str, Dict[str, Any]] = {
+    "spool_directory": {"metavar": "DIR"},
+    "workers": {"metavar": "N", "type": int},
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+
+
+def address(text: str, default_port: int = 8025) -> Tuple[str, int]:
+    """Read ``HOST:PORT``, ``HOST`` or ``:PORT``; an IPv6 host stands in brackets."""
+    match = re.fullmatch(r"(?:\[([^]]*)\]|([^:]*))(?::([0-9]{1,5}))?", text)
+    if match is None or int(match[3] or 0) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    host = match[1] if match[1] is not None else match[2]
+    return host, int(match[3]) if match[3] else default_port
+
+
+def next_hop(text: str) -> Tuple[str, int]:
+    """Read ``HOST:PORT`` of a server to send to."""
+    return address(text, default_port=25)
+
+
+def size(text: str) -> Optional[int]:
+    """Read octets, with K, M or G; 0 is no limit."""
+    match = re.fullmatch(r"([0-9]+)([KMG]?)", text.upper())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of octets, such as 10M")
+    return int(match[1]) * 1024 ** " KMG".index(match[2] or " ") or None
+
+
+def handler_class(text: str) -> Type[SMTPHandler]:
+    """Import ``MODULE:CLASS``, from the current directory too."""
+    module, _, name = text.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module may raise anything
+        what = f"{type(error).__name__}: {error}"
+        raise argparse.ArgumentTypeError(f"cannot import {text!r}: {what}") from None
+    if not (isinstance(found, type) and issubclass(found, SMTPHandler)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no subclass of smtpd_sync.SMTPHandler")
+    return found
+
+
+def auth(text: str) -> Optional[Dict[str, str]]:
+    """Read ``USER:PASSWORD``, or a file of such lines; ``any`` is ``None``: everybody."""
+    if text == "any":
+        return None
+    name, colon, password = text.partition(":")
+    if colon and not os.path.isfile(text):
+        return {name: password}
+    try:
+        with open(text, encoding="utf-8") as file:
+            lines = [line.rstrip("\n").partition(":") for line in file if ":" in line]
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text!r}: {error.strerror}") from None
+    if not lines:
+        raise argparse.ArgumentTypeError(f"{text!r} has no line USER:PASSWORD")
+    return {name: password for name, _, password in lines}
+
+
+def server_name(text: str) -> Tuple[str, Tuple[str, Optional[str]]]:
+    """Read ``NAME=CERT[,KEY]``."""
+    name, _, files = text.partition("=")
+    cert, _, key = files.partition(",")
+    if not name or not cert:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=CERT[,KEY]")
+    return name, (cert, key or None)
+
+
+def count(text: str) -> int:
+    """Read a number from 1 on."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """Read a time in seconds."""
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return float(text)
+
+
+def any_credentials(credentials: Credentials) -> str:
+    """Let everybody in: for tests of clients."""
+    return credentials.username or "anybody"
+
+
+ENVIRONMENT = "SMTPD_SYNC_"
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+Group = Tuple[Tuple[str, ...], Dict[str, Any]]
+
+DELIVERIES: Tuple[Group, ...] = (
+    (("--maildir",), {"metavar": "DIR", "help": "keep it in a Maildir"}),
+    (("--mbox",), {"metavar": "FILE", "help": "append it to an mbox"}),
+    (("--files",), {"metavar": "DIR", "help": "write it to a file for each recipient"}),
+    (("--jsonl",), {"metavar": "FILE", "help": "append it, parsed, as a line of JSON"}),
+    (
+        ("--pipe",),
+        {"metavar": "COMMAND", "help": "run a command, with {sender} and {recipients}, for it"},
+    ),
+    (
+        ("--relay",),
+        {"metavar": "HOST[:PORT]", "type": next_hop, "help": "send it on (default port: 25)"},
+    ),
+    (("--discard",), {"nargs": 0, "help": "take it and keep none"}),
+)
+"""Where mail goes; repeatable, and each gets it, in the order of the command line."""
+
+
+class Deliver(argparse.Action):
+    """Notes where mail goes: ``(flag, value)``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: Optional[str] = None,
+    ) -> None:
+        """Put it behind those that were said before."""
+        said = getattr(namespace, "deliveries", None) or []
+        namespace.deliveries = [*said, (self.option_strings[0].lstrip("-"), values)]
+
+
+GROUPS: Dict[str, Tuple[Group, ...]] = {
+    "where it listens": (
+        (
+            ("--unix",),
+            {
+                "metavar": "PATH",
+                "action": "append",
+                "default": [],
+                "help": "a Unix socket, beside HOST:PORT if that is given (repeatable)",
+            },
+        ),
+        (("--systemd",), {"action": "store_true", "help": "the sockets that systemd opened"}),
+        (("--port-file",), {"metavar": "FILE", "help": "write the port to a file, for port 0"}),
+    ),
+    "where mail goes (repeatable and combinable; printed if nowhere else)": (
+        (
+            ("--print",),
+            {
+                "choices": ("human", "raw", "json"),
+                "default": None,
+                "dest": "show",
+                "help": "print it (default: human)",
+            },
+        ),
+        *((flags, {"action": Deliver, "dest": "deliveries", **more}) for flags, more in DELIVERIES),
+        (
+            ("--spool",),
+            {"metavar": "DIR", "help": "accept it now, and hand it over later, until it is taken"},
+        ),
+        (
+            ("--rewrite-to",),
+            {"metavar": "MAILBOX", "help": "--relay: send everything to this mailbox alone"},
+        ),
+        (
+            ("--handler",),
+            {
+                "metavar": "MODULE:CLASS",
+                "type": handler_class,
+                "default": SMTPHandler,
+                "help": "a handler of yours, with its hooks",
+            },
+        ),
+    ),
+    "TLS and AUTH": (
+        (("--tls-cert",), {"metavar": "FILE", "help": "certificate (PEM): offers STARTTLS"}),
+        (("--tls-key",), {"metavar": "FILE", "help": "its key, if not in the same file"}),
+        (
+            ("--sni",),
+            {
+                "metavar": "NAME=CERT[,KEY]",
+                "type": server_name,
+                "action": "append",
+                "default": [],
+                "help": "certificate for clients that ask for NAME (repeatable)",
+            },
+        ),
+        (
+            ("--auth",),
+            {
+                "metavar": "any|USER:PASSWORD|FILE",
+                "type": auth,
+                "action": "append",
+                "default": [],
+                "help": "offer AUTH: to anybody, to a user, to those of a file (repeatable)",
+            },
+        ),
+    ),
+    "protocol": (
+        (
+            ("--max-size",),
+            {
+                "metavar": "SIZE",
+                "type": size,
+                "default": DEFAULT_LIMITS.message_size,
+                "help": "octets of a message, such as 10M; 0: no limit (default: 32M)",
+            },
+        ),
+    ),
+    "process": (
+        (("--user",), {"metavar": "NAME", "help": "give up root for this user, once it listens"}),
+        (("--pid-file",), {"metavar": "FILE", "help": "write the process id to a file"}),
+        (
+            ("--exit-after",),
+            {"metavar": "N", "type": count, "help": "stop after so many messages"},
+        ),
+        (("--duration",), {"metavar": "S", "type": seconds, "help": "stop after so many seconds"}),
+    ),
+    "log": (
+        (("--log-file",), {"metavar": "FILE", "help": "log to a file, not to standard error"}),
+        (
+            ("--stats",),
+            {
+                "action": "store_true",
+                "help": "print counts on standard error: at SIGUSR1, at the end",
+            },
+        ),
+        (
+            ("-v", "--verbose"),
+            {"action": "count", "default": 0, "help": "log sessions; twice: log all"},
+        ),
+        (("-q", "--quiet"), {"action": "store_true", "help": "print no mail, log errors only"}),
+    ),
+}
+"""Groups of ``--help``: their title, and the flags that no option of the server makes."""
+
+OPTIONS_OF = {
+    "TLS and AUTH": (
+        *("implicit_tls", "require_tls", "mechanisms", "require_auth", "auth_require_tls"),
+    ),
+    "process": ("workers", "cpu_affinity", "spool_directory"),
+    "log": ("transcript",),
+}
+"""Group of each option; of the others, "protocol"."""
+
+
+def parser() -> Parser:
+    """Make the parser."""
+    made = Parser(
+        prog="smtpd-sync",
+        usage="%(prog)s [OPTION ...] [HOST:PORT]\n       %(prog)s queue DIR [COMMAND ...]",
+        description="An SMTP server that prints each message it gets, or takes it elsewhere.",
+        epilog=f"Every flag can be set in the environment, too: {ENVIRONMENT}MAX_SIZE=10M.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100),
+    )
+    made.add_argument(
+        "address",
+        nargs="?",
+        metavar="HOST:PORT",
+        type=address,
+        default=None,
+        help=f"where to listen (default: {DEFAULT_ADDRESS})",
+    )
+    made.add_argument("--version", action="version", version=f"smtpd-sync {__version__}")
+    grouped = {name for names in OPTIONS_OF.values() for name in names}
+    for title, flags in GROUPS.items():
+        group = made.add_argument_group(title)
+        for names, settings in flags:
+            group.add_argument(*names, **settings)
+        mine = OPTIONS_OF.get(title, ())
+        for name in OPTIONS:
+            ours = name in mine or (title == "protocol" and name not in grouped)
+            if ours and name not in NEEDS_CODE:
+                _add_option(group, name)
+    return made
+
+
+def _add_option(made: argparse._ArgumentGroup, name: str) -> None:
+    option = OPTIONS[name]
+    flag = name.replace("_", "-")
+    settings: Dict[str, Any] = {"dest": name, "default": option.default, "help": option.help}
+    if option.default is True:
+        flag = f"no-{flag}"
+        settings.update(action="store_false", help=f"turn off: {option.help}")
+    elif option.default is False:
+        settings.update(action="store_true")
+    elif name in REPEATABLE:
+        flag = flag.rstrip("s")
+        settings.update(action="append", default=None, metavar=REPEATABLE[name])
+        settings["help"] += " (repeatable)"
+    else:
+        shape = {"choices": option.choices} if option.choices else {"metavar": "TEXT"}
+        settings.update(SHAPES.get(name, shape))
+        settings["help"] += f" (default: {option.default})" if option.default else ""
+    made.add_argument(f"--{flag}", **settings)
+
+
+def from_environment(made: argparse.ArgumentParser, environment: Mapping[str, str]) -> List[str]:
+    """Give the flags that the environment sets; ``SMTPD_SYNC_MAILDIR`` is ``--maildir``.
+
+    A flag without a value takes 1 or 0; one that is repeatable takes words, as a shell reads them.
+    """
+    flags: List[str] = []
+    for action in made._actions:
+        flag = action.option_strings[-1] if action.option_strings else ""
+        name = (flag or action.dest).strip("-").replace("-", "_").upper()
+        value = environment.get(ENVIRONMENT + name)
+        if value is None:
+            continue
+        if not flag:
+            made.set_defaults(**{action.dest: value})
+        elif isinstance(action, argparse._AppendAction):
+            flags.extend(f"{flag}={word}" for word in shlex.split(value))
+        elif action.nargs != 0:
+            flags.append(f"{flag}={value}")
+        elif value.lower() in YES:
+            flags.append(flag)
+        elif value.lower() not in NO:
+            made.error(f"the environment: {ENVIRONMENT}{name} is 1 or 0, not {value!r}")
+    return flags
