@@ -807,9 +807,11 @@ def test_disk_that_fills_under_a_sink_of_the_user(small_disk, serve, connect, in
             self.path = small_disk / str(next(names))
             return open(self.path, "w+b")
 
-        def account(self, reply):
-            super().account(reply)
-            self.path.unlink()
+        def do_message(self, event):
+            try:
+                return super().do_message(event)
+            finally:
+                self.path.unlink()
 
     server = serve(Handler, trace=False)
     fill_and_go_on(connect(server), server, small_disk, inbox)
