@@ -93,6 +93,10 @@ def nothing() -> None:
 
 def _listen_tcp(host: str, port: int) -> socket.socket:
     """Bind and listen. ``""`` is every address, IPv6 and IPv4 where the platform has both."""
+    if (
+        not isinstance(port, int) or not 0 <= port <= 65_535
+    ):  # the C library would take the rest of a division
+        raise ValueError(f"a port is a number from 0 to 65535, not {port!r}")
     if not host and socket.has_dualstack_ipv6():
         return socket.create_server(
             ("", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True

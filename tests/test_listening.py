@@ -340,3 +340,9 @@ def test_ready_made_socket_that_does_not_listen_is_refused():
         sock.bind(("127.0.0.1", 0))
         with pytest.raises(ValueError, match="does not listen"):
             SMTPServer(sock, deliver=discard)
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 70_000, "8025", None])
+def test_port_that_cannot_be_is_refused(port):
+    with pytest.raises(ValueError, match="a port is a number from 0 to 65535"):
+        SMTPServer(("127.0.0.1", port), deliver=discard)
