@@ -113,11 +113,10 @@ class Accepting(socketserver.ThreadingTCPServer):
             self.counters.add(failed_accepts=1)
             self._count_out(client_address)
             self._turn_away(request, replies.TOO_BUSY)
-        else:
-            self.counters.add(connections=1)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one client, in its thread."""
+        self.counters.add(connections=1)
         try:
             if not INHERITS:
                 request.setblocking(True)

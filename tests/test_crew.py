@@ -218,7 +218,7 @@ def test_handler_of_a_client_that_has_gone_is_not_held(serve):
     server = serve(Handler)
     visit(server)
     until(lambda: handlers[0]() is None, "the end of the handler")
-    assert parked(server.crew)
+    until(lambda: parked(server.crew), "the thread to park")
 
 
 @pytest.mark.skipif(not descriptors(), reason="the system does not tell what is open")
@@ -229,7 +229,7 @@ def test_socket_of_a_client_that_has_gone_is_not_held(serve):
     for hello in (True, False):
         visit(server, hello)
         until(lambda: descriptors() <= before, "the close of the socket")
-    assert parked(server.crew)
+    until(lambda: parked(server.crew), "the thread to park")
 
 
 # -- jobs that fail --------------------------------------------------------------------------
