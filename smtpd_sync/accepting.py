@@ -21,6 +21,7 @@ from .logs import log
 from .reply import Reply
 from .settings import Settings
 from .stats import Counters
+from .waker import Waker
 
 __all__ = ["Accepting"]
 
@@ -39,7 +40,7 @@ class Accepting(socketserver.ThreadingTCPServer):
     counters: Counters
     stopping: bool
     _listeners: List[Listener]
-    _wake_receiver: socket.socket
+    waker: Waker
     _control: Optional[socket.socket]
     _over: threading.Event
     _last_error: Optional[Exception]
@@ -48,11 +49,11 @@ class Accepting(socketserver.ThreadingTCPServer):
         """Do what the supervisor says, in a worker process."""
 
     def _accept(self) -> None:
-        with selectors.DefaultSelector() as selector:
+        with selectors.DefaultSelector() as selector, self.waker.woken_by_signals():
             for listener in self._listeners:
                 listener.socket.setblocking(False)
                 selector.register(listener.socket, selectors.EVENT_READ, listener.socket)
-            selector.register(self._wake_receiver, selectors.EVENT_READ)
+            selector.register(self.waker, selectors.EVENT_READ)
             if self._control is not None:
                 selector.register(self._control, selectors.EVENT_READ)
             while not self.stopping:
@@ -61,6 +62,8 @@ class Accepting(socketserver.ThreadingTCPServer):
                         self._accept_waiting(key.data)
                     elif key.fileobj is self._control:
                         self.obey()
+                    else:
+                        self.waker.rest()
 
     def _accept_waiting(self, listener: socket.socket) -> None:
         """Take all clients that wait at a listener."""

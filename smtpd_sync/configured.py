@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .proxy import Networks
     from .settings import Keywords, Unpack
     from .tls import TLSSetting
+    from .waker import Waker
     from .workers import Supervisor
 
 __all__ = ["Configured"]
@@ -63,9 +64,7 @@ class Configured:
     _batteries: List[Any]
     _serving: Optional[threading.Thread]
     _supervisor: Optional[Supervisor]
-
-    def _wake(self) -> None:
-        raise NotImplementedError
+    waker: Waker
 
     def configure(self, **options: Unpack[Keywords]) -> None:
         """Set options and hooks, for the connections to come; as the constructor does."""
@@ -112,4 +111,4 @@ class Configured:
         self._set_up({})
         if self._supervisor is not None:
             self._supervisor.reloading = True
-            self._wake()
+            self.waker.wake()

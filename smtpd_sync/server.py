@@ -23,6 +23,7 @@ from .listening import Address, Listener, listen, nothing
 from .logs import log, name_sessions, pairs
 from .stats import Counters
 from .storage import Storage
+from .waker import Waker
 
 if TYPE_CHECKING:
     from .settings import Keywords, Unpack
@@ -71,7 +72,8 @@ class SMTPServer(Configured, Accepting):
         self._over = threading.Event()
         self.stopping = False
         """Whether `stop` was called."""
-        self._make_waker()
+        self.waker = Waker()
+        """Ends the wait for clients, to look at what has changed, such as `stopping`."""
         try:
             self._listeners = listen(address)
         except BaseException:
@@ -152,9 +154,8 @@ class SMTPServer(Configured, Accepting):
         self._control = control
         self.workers = 1
         self._serving = threading.current_thread()
-        self._wake_receiver.close()  # the supervisor has the other
-        self._wake_sender.close()
-        self._make_waker()
+        self.waker.close()  # the supervisor has the other
+        self.waker = Waker()
         # The path of a Unix socket is the supervisor's to remove.
         self._listeners = [Listener(each.socket, nothing) for each in self._listeners]
         # No other setting is worked out anew: who gave up privileges cannot read its key again.
@@ -202,7 +203,7 @@ class SMTPServer(Configured, Accepting):
         """
         self._deadline = min(self._deadline, monotonic() + timeout)
         self.stopping = True
-        self._wake()
+        self.waker.wake()
         current = threading.current_thread()
         if self._serving is None:
             self._close()
@@ -286,21 +287,6 @@ class SMTPServer(Configured, Accepting):
             self.obey()
         return self._deadline
 
-    def _make_waker(self) -> None:
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_sender.setblocking(False)
-
-    @property
-    def waker(self) -> socket.socket:
-        """Can be read once something has changed, such as `stopping`."""
-        return self._wake_receiver
-
-    def _wake(self) -> None:
-        try:
-            self._wake_sender.send(b"\0")
-        except OSError:
-            pass  # it is awake, or over
-
     def _close_listeners(self) -> None:
         # Once: by the second time the path of a Unix socket may be another server's.
         listeners, self._listeners = self._listeners, []
@@ -310,6 +296,5 @@ class SMTPServer(Configured, Accepting):
 
     def _close(self) -> None:
         self._close_listeners()
-        self._wake_receiver.close()
-        self._wake_sender.close()
+        self.waker.close()
         self._over.set()

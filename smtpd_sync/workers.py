@@ -81,14 +81,15 @@ class Supervisor:
         """Serve until the server is told to stop, or the workers cannot live."""
         for index in range(self._count):
             self._fork(index)
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._server.waker, selectors.EVENT_READ, None)
+        waker = self._server.waker
+        with selectors.DefaultSelector() as selector, waker.woken_by_signals():
+            selector.register(waker, selectors.EVENT_READ, None)
             while not self._server.stopping:
                 for worker in self._workers.values():
                     selector.register(worker.control, selectors.EVENT_READ, None)
                 for key, _ in selector.select():
-                    if key.fileobj is self._server.waker:
-                        self._server.waker.recv(64)
+                    if key.fileobj is waker:
+                        waker.rest()
                 for worker in self._workers.values():
                     selector.unregister(worker.control)
                 if self._server.stopping:
@@ -172,6 +173,7 @@ class Supervisor:
     def _work(self, index: int, control: socket.socket) -> None:
         """Be a worker."""
         server = self._server
+        signal.set_wakeup_fd(-1)  # it wakes the supervisor
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the supervisor hears it, too
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda number, frame: server.stop())

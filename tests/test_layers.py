@@ -29,7 +29,7 @@ LAYERS = (
         *("connection", "overrides", "mailtaking", "handler", "settings", "crew", "crowd"),
         *("accepting", "configured", "workers", "server"),
         *("listening", "tls"),
-        "durable",
+        *("durable", "waker"),
     ),
     (
         *("naming", "lineends", "reading", "store", "mailbox", "pipe"),

@@ -371,7 +371,7 @@ def test_all_is_over_when_stop_returns(no_leaks, certificate):
 # -- signals ---------------------------------------------------------------------------------
 
 SERVE = """
-    import os, signal, sys, threading
+    import os, signal, sys, threading, time
     from smtpd_sync import SMTPServer, discard
 
     def deliver(sender, recipients, data):
@@ -444,6 +444,57 @@ def test_stop_in_a_signal_handler_of_a_background_server(no_leaks):
         assert running.line() == "returned"
         assert running.finish() == 0
         assert running.errors == ""
+
+
+@posix
+def test_signal_that_another_thread_gets_stops_the_server(no_leaks):
+    # So it is, too, for one that comes just as the thread begins to wait: the wait does not see it.
+    code = """
+        import _thread
+
+        signal.signal(signal.SIGTERM, lambda number, frame: server.stop())
+        _thread.start_new_thread(time.sleep, (60,))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        print(f"listening on 127.0.0.1:{server.port}", flush=True)
+        server.serve_forever()
+        print("returned", flush=True)
+    """
+    with program(SERVE, code) as running:
+        with Client(("127.0.0.1", running.port())) as idle:
+            idle.hello()
+            running.signal(signal.SIGTERM)
+            assert idle.reply().startswith("421 4.3.2 ")
+        assert running.line() == "returned"
+        assert running.finish() == 0
+        assert running.errors == ""
+
+
+@posix
+def test_signals_that_are_not_of_the_server_leave_it_idle(no_leaks):
+    # Each wakes it, and it goes to sleep again.
+    code = """
+        signal.signal(signal.SIGTERM, lambda number, frame: server.stop())
+        signal.signal(
+            signal.SIGUSR1, lambda number, frame: print(f"cpu {time.process_time()}", flush=True)
+        )
+        print(f"listening on 127.0.0.1:{server.port}", flush=True)
+        server.serve_forever()
+        print(signal.set_wakeup_fd(-1), flush=True)
+    """
+
+    def cpu(running):
+        running.signal(signal.SIGUSR1)
+        return float(running.line().split()[1])
+
+    with program(SERVE, code) as running:
+        running.port()
+        cpu(running)
+        before, start = cpu(running), time.monotonic()
+        time.sleep(0.5)
+        assert cpu(running) - before < (time.monotonic() - start) / 3
+        running.signal(signal.SIGTERM)
+        assert running.line() == "-1"
+        assert running.finish() == 0
 
 
 @posix

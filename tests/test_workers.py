@@ -744,6 +744,23 @@ def test_stop_tells_the_idle_clients_of_all_workers(start, closing):
 
 
 @shown
+def test_signal_that_another_thread_gets_stops_all(start, closing):
+    served = start(
+        """
+        import _thread
+
+        _thread.start_new_thread(time.sleep, (60,))  # as a C library may
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        serve()
+        """
+    )
+    clients = greeted_by(served, closing)
+    assert served.end() == 0
+    for client in clients.values():
+        assert client.reply().startswith("421 4.3.2 ")
+
+
+@shown
 def test_stop_lets_the_delivery_of_a_worker_end(start, closing, tmp_path):
     served = start(HELD + "serve(deliver=deliver)", tmp_path / "release")
     (pid, client), (_, idle) = greeted_by(served, closing).items()
