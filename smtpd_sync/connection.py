@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-RECEIVE = 65_536
 RECEIVE_FIRST = 1_024  # a thread that waits holds the room that it asked for
-RECEIVE_MAIL = 262_144
+RECEIVE = 65_536
+# For mail data that fills the room. It is more than malloc() has at hand: to map and unmap it for a
+# small message interrupts the other cores, and takes longer than all else that is done for it.
+RECEIVE_MUCH = 262_144
 MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 NEVER = float("inf")
 LINGER = 1.0
@@ -92,7 +94,7 @@ class Connection(socketserver.BaseRequestHandler):
         self._last_words: Optional[Reply] = None  # why the wait was ended
         self._reason = "closed"  # why it ended
         self._command_due: Optional[float] = None
-        self._room = RECEIVE_FIRST
+        self._room, self._mail_room = RECEIVE_FIRST, RECEIVE
         self._linger = True  # at the close, for the client to read our last reply
         self._hanging_up = False  # after the reply at hand
         self.server.crowd.sessions.add(self)
@@ -205,11 +207,13 @@ class Connection(socketserver.BaseRequestHandler):
             self._last_words, data = farewell, b""
         else:
             try:
-                data = self._stream.recv(RECEIVE_MAIL if receiving_mail else self._room)
+                data = self._stream.recv(self._mail_room if receiving_mail else self._room)
             except OSError:
                 data = b""  # reset by the client, or no TLS any more
         self._waiting, self._deadline, self._farewell_due = False, NEVER, NEVER
-        if not receiving_mail:
+        if receiving_mail:
+            self._mail_room = RECEIVE_MUCH if len(data) >= RECEIVE else RECEIVE
+        else:
             self._room = RECEIVE if len(data) >= RECEIVE_FIRST else RECEIVE_FIRST
         if not data:
             if self._last_words is not None:
