@@ -5,7 +5,7 @@ The base of `Session`: all that is kept of a conversation, and the one place tha
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import reply as replies
 from .command import Command
@@ -16,10 +16,13 @@ from .maildata import Chunk, MailData
 from .reply import Reply
 from .rules import Rules, default_rules
 from .sasl import SecretRequest
-from .states import BARE, CLOSED, GATHER, JUNK, NEW, ON_REFUSAL, TRANSITIONS
+from .states import BARE, CLOSED, GATHER, JUNK, NEW, ON_REFUSAL, TRANSITIONS, State
 from .transcript import Transcript
 
 __all__ = ["Answering"]
+
+Effect = Callable[["Answering", Command], None]
+Answer = Tuple[bool, bool, Mapping[State, State], Optional[Effect], bool]
 
 
 class Answering:
@@ -72,8 +75,9 @@ class Answering:
 
         Gives no event to the driver: ``return self._answer(...)``.
         """
+        junk, extended, states, effect, gathers = ANSWERS[verb]
         code = reply.code
-        if verb in JUNK:
+        if junk:
             self._junk += 1
         if self._junk and self._junk > self.rules.limits.junk_commands:
             reply = replies.TOO_MANY_COMMANDS
@@ -86,11 +90,10 @@ class Answering:
                 self.failures += 1
                 if self.failures > limits.auth_failures:
                     reply = replies.TOO_MANY_FAILURES
-        self.outbox.append(reply.render(verb not in BARE))
+        self.outbox.append(reply.render(extended))
         if event is not None:
             if code < 400:
-                self.state = TRANSITIONS[verb][self.state]
-                effect = EFFECTS.get(verb)
+                self.state = states[self.state]
                 if effect is not None:
                     effect(self, event)
             else:
@@ -101,7 +104,7 @@ class Answering:
                         self.forwarded = {}
         if reply.code == 421:
             self.state = CLOSED
-        self._gathering = verb in GATHER and self._inbox.waiting and self.state is not CLOSED
+        self._gathering = gathers and self._inbox.waiting and self.state is not CLOSED
         return None
 
     def _count_refusal(self, code: int) -> None:
@@ -174,3 +177,15 @@ EFFECTS = {
 }
 # ... and the commands whose refusal ends the transaction.
 CLOSES_TRANSACTION = frozenset({"MAIL", "BDAT", "message"})
+# What answering a command means, all that does not depend on the reply: whether it brings no mail,
+# whether its replies have a status, where it leads, its effect, and whether its reply may wait.
+ANSWERS: Dict[str, Answer] = {
+    verb: (
+        verb in JUNK,
+        verb not in BARE,
+        TRANSITIONS.get(verb, {}),
+        EFFECTS.get(verb),
+        verb in GATHER,
+    )
+    for verb in (*TRANSITIONS, "")  # "": no verb of ours
+}

@@ -11,6 +11,7 @@ from .extensions import Extension
 from .handler import SMTPHandler
 from .limits import DEFAULT_LIMITS, Limits
 from .options import OPTIONS
+from .sending import SendAtOnce, send_at_once
 from .settings import Settings, resolve
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Configured:
 
     crew: Crew
     settings: Settings
+    send_at_once: Optional[SendAtOnce]
     RequestHandlerClass: Any
     _addresses: List[Tuple[Any, ...]]
     _handler: Type[SMTPHandler]
@@ -99,6 +101,8 @@ class Configured:
         self.RequestHandlerClass = settings.handler
         self.settings = settings
         self.crew.adapt(self.cpu_affinity == "adaptive")
+        # Threads that keep to one core do not wake another.
+        self.send_at_once = None if self.crew.adaptive else send_at_once()
 
     def reload_tls(self) -> None:
         """Read the certificates again, for the handshakes to come; sessions live on.

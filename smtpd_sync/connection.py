@@ -16,6 +16,7 @@ from .envelope import Peer
 from .listening import peer_of
 from .logs import DEBUG, INFO, WARNING, current_session, log, pairs
 from .reply import Reply
+from .sending import FLAGS
 from .session import END, NEED_DATA, Session
 from .states import State
 from .trace import new_id
@@ -69,7 +70,7 @@ class Connection(socketserver.BaseRequestHandler):
         """Take the connection over from the server."""
         peer = peer_of(self.client_address)
         self.settings = settings = self.server.settings  # of now: configure() is for others
-        limits = settings.limits
+        self._limits = limits = settings.limits
         self.session = Session(settings.rules_for(peer), peer)
         self.session.id = new_id()
         current_session.set(self.session.id)
@@ -78,6 +79,8 @@ class Connection(socketserver.BaseRequestHandler):
             lines = limits.transcript if settings.transcript else 0
             self.session.recorder = Transcript(lines, self._followed)
         self._stream: Union[socket.socket, TLSStream] = self.request
+        self._at_once = self.server.send_at_once
+        self._descriptor = self.request.fileno()
         self._began = monotonic()
         self._accepted = 0
         """How many messages were accepted."""
@@ -161,7 +164,8 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             self.over()
         finally:
-            self.server.crowd.census.leave(self._counted)
+            if self._counted:
+                self.server.crowd.census.leave(self._counted)
             self.server.crowd.sessions.discard(self)
 
     def _who(self) -> Dict[str, object]:
@@ -199,7 +203,7 @@ class Connection(socketserver.BaseRequestHandler):
         session = self.session
         receiving_mail = session.receiving_mail
         if self._command_due is None:
-            self._command_due = monotonic() + self.settings.limits.command_timeout
+            self._command_due = monotonic() + self._limits.command_timeout
         self._deadline = self._command_due
         self._waiting = True
         farewell = self._farewell() if self._bounded or self.server.stopping else None
@@ -210,7 +214,9 @@ class Connection(socketserver.BaseRequestHandler):
                 data = self._stream.recv(self._mail_room if receiving_mail else self._room)
             except OSError:
                 data = b""  # reset by the client, or no TLS any more
-        self._waiting, self._deadline, self._farewell_due = False, NEVER, NEVER
+        self._waiting, self._deadline = False, NEVER
+        if self._bounded:
+            self._farewell_due = NEVER
         if receiving_mail:
             self._mail_room = RECEIVE_MUCH if len(data) >= RECEIVE else RECEIVE
         else:
@@ -222,7 +228,7 @@ class Connection(socketserver.BaseRequestHandler):
                 self._reason, self._linger = "lost", False
         elif receiving_mail:
             # Each octet wins time, but never more than the whole time-out (as Postfix does).
-            limits = self.settings.limits
+            limits = self._limits
             won = self._command_due + len(data) / limits.data_rate
             self._command_due = min(won, monotonic() + limits.command_timeout)
         return data
@@ -244,7 +250,12 @@ class Connection(socketserver.BaseRequestHandler):
         if not data:
             return
         self._command_due = None
-        self._deadline = monotonic() + self.settings.limits.command_timeout
+        if self._at_once is not None:
+            sent = self._at_once(self._descriptor, data, len(data), FLAGS)
+            if sent == len(data):
+                return
+            data = data[max(0, sent) :]
+        self._deadline = monotonic() + self._limits.command_timeout
         try:
             self._stream.sendall(data)
         except OSError:
@@ -298,7 +309,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _negotiate(self, what: str, level: int, timeout: float, talk: Callable[[], None]) -> bool:
         """Talk with a proxy or TLS; close without a word, and ``False``, if that fails."""
-        hurry, self._hurry = self._hurry, max(0.0, timeout - self.settings.limits.stress_timeout)
+        hurry, self._hurry = self._hurry, max(0.0, timeout - self._limits.stress_timeout)
         self._deadline = monotonic() + timeout
         self._negotiating = True
         if self.server.stopping:
@@ -326,11 +337,11 @@ class Connection(socketserver.BaseRequestHandler):
                 self.session.rules = self.settings.rules_for(peer)
                 self._count_client()
 
-        return self._negotiate("proxy", WARNING, self.settings.limits.proxy_timeout, talk)
+        return self._negotiate("proxy", WARNING, self._limits.proxy_timeout, talk)
 
     def _count_client(self) -> None:
         """Count the client of a proxy, which the accept loop could not know."""
-        limits = self.settings.limits
+        limits = self._limits
         if self.server.crowd.census.enter(self.peer.address, limits.connections_per_address):
             self._counted = self.peer.address
         else:
@@ -367,9 +378,9 @@ class Connection(socketserver.BaseRequestHandler):
 
         def talk() -> None:
             self.session.tls_started(stream.handshake())
-            self._stream = stream
+            self._stream, self._at_once = stream, None
 
-        timeout = self.settings.limits.handshake_timeout
+        timeout = self._limits.handshake_timeout
         done = self._negotiate("TLS handshake", INFO, timeout, talk)
         self.server.counters.add(**{"tls" if done else "failed_tls": 1})
         return done

@@ -15,7 +15,7 @@ from .reply import Reply
 from .sasl import MECHANISMS
 from .states import TRANSITIONS, WITH_AUTH, WITHOUT_TLS, State
 
-__all__ = ["Rules", "default_rules", "rules"]
+__all__ = ["Rules", "default_rules", "offers", "rules"]
 
 
 XCLIENT = Extension("XCLIENT", " ".join(ATTRIBUTES["XCLIENT"]))
@@ -39,6 +39,8 @@ class Rules(NamedTuple):
     grammar: Grammar
     extensions: Tuple[Extension, ...]
     """What EHLO offers, but for AUTH."""
+    offers: Mapping[bool, Tuple[str, ...]]
+    """Its lines of these, outside and inside TLS; none where one changes with the time."""
     refused: Mapping[str, Reply]
     """Verbs that are not served here, and what they are told."""
     line_lengths: Mapping[str, int]
@@ -86,6 +88,7 @@ def rules(
         refused["STARTTLS"] = replies.NOT_IMPLEMENTED
     if not sasl:
         refused["AUTH"] = replies.NOT_IMPLEMENTED
+    changing = any(callable(extension.value) for extension in offered)
     lengths = {**dict.fromkeys(VERBS, limits.command_line), "AUTH": limits.auth_line}
     for row, _ in known.parameters.values():
         lengths[row.verb] += row.octets
@@ -102,6 +105,7 @@ def rules(
         lmtp,
         known,
         offered,
+        {} if changing else {tls: offers(offered, tls) for tls in (False, True)},
         refused,
         lengths,
         max(lengths.values()),
@@ -112,6 +116,16 @@ def rules(
             if not require_tls or verb in WITHOUT_TLS
             if not require_auth or verb not in WITH_AUTH
         },
+    )
+
+
+def offers(extensions: Iterable[Extension], encrypted: bool) -> Tuple[str, ...]:
+    """Give what EHLO says of ``extensions``, outside or inside TLS."""
+    return tuple(
+        extension.offer()
+        for extension in extensions
+        if encrypted or not extension.inside_tls
+        if not encrypted or extension.keyword != "STARTTLS"  # RFC 3207 4.2
     )
 
 

@@ -162,6 +162,7 @@ class SMTPServer(Configured, Accepting):
         self.limits = self.settings.limits = limits
         self._told = self.counters.snapshot()
         self.crew.adapt(False)  # the supervisor chose a core
+        self.send_at_once = None
         hooks = object.__new__(self.settings.handler)
         hooks.server = self
         hooks.worker_started()

@@ -18,6 +18,7 @@ from .command import VERBS, Command, parse_argument
 from .envelope import TLS, Peer
 from .mailreading import MailReading
 from .reply import Reject, Reply
+from .rules import offers
 from .states import (
     AUTH,
     BARE,
@@ -111,16 +112,17 @@ class Session(MailReading, AuthReading):
         if event is None:
             raise RuntimeError("no event waits for a reply")
         self._pending = None
-        if event.verb == "message":
+        verb = event.verb
+        if verb == "message":
             self._answer_message(event, reply)
             return
         assert isinstance(reply, Reply), "only a message has several replies"
-        if event.verb == "BDAT":
+        if verb == "BDAT":
             self._open_chunk(event, reply)
-        elif event.verb == "credentials" and reply.code >= 400:
+        elif verb == "credentials" and reply.code >= 400:
             self._step(self._open_exchange.refuse(reply))
         else:
-            self._answer(event.verb, reply, event)
+            self._answer(verb, reply, event)
 
     def data_to_send(self) -> bytes:
         """Give the octets that are due; none while the replies of a pipelined group gather."""
@@ -158,15 +160,9 @@ class Session(MailReading, AuthReading):
     @property
     def keywords(self) -> List[str]:
         """The lines of the EHLO reply, behind the first (RFC 5321 4.1.1.1)."""
-        encrypted = self.tls is not None
-        lines = [
-            extension.offer()
-            for extension in self.rules.extensions
-            if encrypted or not extension.inside_tls
-            if not encrypted or extension.keyword != "STARTTLS"  # RFC 3207 4.2
-        ]
-        mechanisms = self.mechanisms
-        if mechanisms:
+        rules, encrypted = self.rules, self.tls is not None
+        lines = [*(rules.offers.get(encrypted) or offers(rules.extensions, encrypted))]
+        if rules.mechanisms and (mechanisms := self.mechanisms):
             lines.append(f"AUTH {' '.join(mechanisms)}")
         return lines
 

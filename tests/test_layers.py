@@ -28,7 +28,7 @@ LAYERS = (
     (
         *("connection", "overrides", "mailtaking", "handler", "settings", "crew", "crowd"),
         *("accepting", "configured", "workers", "server"),
-        *("listening", "tls"),
+        *("listening", "sending", "tls"),
         *("durable", "waker"),
     ),
     (
