@@ -5,7 +5,6 @@ import socket
 import sys
 
 import pytest
-from support import Client
 
 from smtpd_sync import SMTPServer, discard
 from smtpd_sync.sending import FLAGS, send_at_once
