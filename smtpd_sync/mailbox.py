@@ -284,7 +284,7 @@ def _as_json(envelope: Envelope) -> bytes:
     from .reading import headers, parsed, parts
 
     try:
-        message = parsed(envelope)
+        message = parsed(envelope.content)
         fields = list(headers(message))
         texts, attachments = parts(message)
     except Exception:  # the email package raises all sorts

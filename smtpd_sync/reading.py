@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from email import message_from_bytes, policy
 from email.message import EmailMessage
-from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
+from email.parser import BytesHeaderParser
+from email.utils import getaddresses
+from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar
 
-from .envelope import Envelope
+__all__ = ["Attachment", "headers", "hidden", "leaves", "parsed", "parts", "text_of"]
 
-__all__ = ["Attachment", "headers", "parsed", "parts"]
+Recipient = TypeVar("Recipient", bound=str)
 
 
 class Forgiving(policy.EmailPolicy):
@@ -28,9 +30,12 @@ class Forgiving(policy.EmailPolicy):
 FORGIVING = Forgiving(utf8=True, linesep="\r\n")
 
 
-def parsed(envelope: Envelope) -> EmailMessage:
-    """Parse the mail data; broken mail gives what can be made of it."""
-    message = message_from_bytes(envelope.content, policy=FORGIVING)
+def parsed(octets: bytes) -> EmailMessage:
+    """Parse mail data; broken mail gives what can be made of it."""
+    try:
+        message = message_from_bytes(octets, policy=FORGIVING)
+    except Exception:  # such as RecursionError, for a thousand messages in one another
+        message = BytesHeaderParser(policy=FORGIVING).parsebytes(octets)
     assert isinstance(message, EmailMessage), "the policy makes it one"
     return message
 
@@ -43,6 +48,31 @@ def headers(message: EmailMessage) -> Iterator[Tuple[str, str]]:
         except Exception:  # the email package raises all sorts for broken fields
             value = str(raw)
         yield name, " ".join(value.split())
+
+
+def hidden(recipients: Iterable[Recipient], message: EmailMessage) -> List[Recipient]:
+    """Give the recipients that no header field names."""
+    fields = [
+        value
+        for name, value in headers(message)
+        if name.lower() in ("to", "cc", "resent-to", "resent-cc")
+    ]
+    try:
+        named = {address.lower() for _, address in getaddresses(fields)}
+    except RecursionError:  # comments in comments in comments ...
+        named = set()
+    return [recipient for recipient in recipients if recipient.lower() not in named]
+
+
+def leaves(message: EmailMessage) -> Iterator[EmailMessage]:
+    """Give the parts that have no parts, in order."""
+    waiting = [message]
+    while waiting:
+        part = waiting.pop()
+        if part.is_multipart():
+            waiting.extend(reversed(part.get_payload()))  # type: ignore[arg-type]
+        else:
+            yield part
 
 
 def text_of(part: EmailMessage) -> str:
@@ -59,8 +89,10 @@ def octets_of(part: EmailMessage) -> bytes:
     try:
         payload = part.get_payload(decode=True)
     except Exception:
-        payload = str(part.get_payload()).encode("utf-8", "surrogateescape")
-    return payload if isinstance(payload, bytes) else b""
+        payload = None
+    if isinstance(payload, bytes):
+        return payload
+    return str(part.get_payload() or "").encode("utf-8", "surrogateescape")
 
 
 def described(part: EmailMessage) -> Tuple[Optional[str], str]:
@@ -84,10 +116,7 @@ def parts(message: EmailMessage) -> Tuple[List[str], List[Attachment]]:
     """Split a message into its texts and its attachments."""
     texts: List[str] = []
     attachments: List[Attachment] = []
-    for part in message.walk():
-        if part.is_multipart():
-            continue
-        assert isinstance(part, EmailMessage), "the policy makes it one"
+    for part in leaves(message):
         name, kind = described(part)
         if kind.startswith("text/") and name is None:
             if kind == "text/plain" or not texts:

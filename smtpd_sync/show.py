@@ -6,12 +6,10 @@ Mail is hostile text: nothing here lets a control character through to a termina
 from __future__ import annotations
 
 import json
-from email.message import EmailMessage
-from email.utils import getaddresses
-from typing import Callable, List, Mapping
+from typing import Callable, Mapping
 
 from .envelope import Envelope
-from .reading import headers, parsed, parts
+from .reading import headers, hidden, parsed, parts
 
 __all__ = ["FORMATS"]
 
@@ -24,29 +22,15 @@ def printable(text: str) -> str:
     )
 
 
-def hidden_recipients(envelope: Envelope, message: EmailMessage) -> List[str]:
-    """Give the recipients that no header field names."""
-    fields = [
-        value
-        for name, value in headers(message)
-        if name.lower() in ("to", "cc", "resent-to", "resent-cc")
-    ]
-    try:
-        named = {address.lower() for _, address in getaddresses(fields)}
-    except RecursionError:  # comments in comments in comments ...
-        named = set()
-    return [recipient for recipient in envelope.recipients if recipient.lower() not in named]
-
-
 def human(envelope: Envelope) -> bytes:
     """Show a message to a person."""
-    message = parsed(envelope)
+    message = parsed(envelope.content)
     texts, attachments = parts(message)
-    hidden = set(hidden_recipients(envelope, message))
+    unnamed = set(hidden(envelope.recipients, message))
     lines = [f"---------- {envelope.id} from {envelope.peer.address} ({envelope.helo})"]
     lines.append(f"sender:     <{envelope.sender}>")
     for recipient in envelope.recipients:
-        note = "  (in no header field)" if recipient in hidden else ""
+        note = "  (in no header field)" if recipient in unnamed else ""
         lines.append(f"recipient:  <{recipient}>{note}")
     lines.append("")
     lines.extend(f"{name}: {value}" for name, value in headers(message))
@@ -61,7 +45,7 @@ def human(envelope: Envelope) -> bytes:
 
 def as_json(envelope: Envelope) -> bytes:
     """Show a message to a program: one object, on one line."""
-    message = parsed(envelope)
+    message = parsed(envelope.content)
     texts, attachments = parts(message)
     shown = {
         "id": envelope.id,
@@ -70,7 +54,7 @@ def as_json(envelope: Envelope) -> bytes:
         "tls": envelope.tls and envelope.tls.version,
         "sender": envelope.sender,
         "recipients": envelope.recipients,
-        "hidden_recipients": hidden_recipients(envelope, message),
+        "hidden_recipients": hidden(envelope.recipients, message),
         "sender_parameters": envelope.sender_parameters,
         "size": len(envelope.content),
         "headers": list(headers(message)),

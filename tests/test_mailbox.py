@@ -347,12 +347,14 @@ def test_broken_mail_is_one_line_of_json(path, data):
     json.dumps(found, ensure_ascii=False).encode()  # no lone surrogates
 
 
-def test_message_that_cannot_be_parsed_is_all_text(path, caplog):
+def test_message_that_is_nested_too_deep_is_read_no_deeper_than_its_fields(path):
     JsonLines(path).deliver_envelope(envelope_of(NESTED))
     (found,) = objects(read(path))
-    assert found["text"].encode() == NESTED
-    assert (found["headers"], found["attachments"]) == ([], [])
-    assert "cannot be parsed" in caplog.text
+    (attachment,) = found["attachments"]
+    fields, _, rest = NESTED.partition(b"\r\n\r\n")
+    assert found["headers"] == [fields.decode().split(": ")]
+    assert attachment["type"] == "message/rfc822"
+    assert base64.b64decode(attachment["content"]) == rest
 
 
 @pytest.mark.parametrize("tail", [b'{"id": "ha', b"{", b"junk\n", b"\n", b""], ids=ascii)

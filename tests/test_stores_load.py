@@ -49,7 +49,7 @@ server.serve_forever()
 def as_stored(name, token):
     """What a store makes of a message."""
     if name == "JsonLines":
-        return "".join(parts(parsed(envelope_of(body(token))))[0])
+        return "".join(parts(parsed(body(token)))[0])
     if name == "Files":
         return front(end="\r\n") + body(token)
     return front() + body(token).replace(b"\r\n", b"\n")
