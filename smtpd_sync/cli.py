@@ -12,8 +12,8 @@ import threading
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
 from .envelope import Envelope
-from .flags import DEFAULT_ADDRESS, NEEDS_CODE, address, any_credentials, from_environment, parser
-from .hooks import discard
+from .flags import DEFAULT_ADDRESS, NEEDS_CODE, address, from_environment, parser
+from .hooks import any_credentials, discard
 from .limits import DEFAULT_LIMITS
 from .listening import Address, listen, systemd_sockets
 from .logs import pairs

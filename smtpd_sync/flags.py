@@ -17,7 +17,6 @@ from . import __version__
 from .handler import SMTPHandler
 from .limits import DEFAULT_LIMITS
 from .options import OPTIONS
-from .sasl import Credentials
 
 __all__ = ["DEFAULT_ADDRESS", "NEEDS_CODE", "address", "from_environment", "parser"]
 
@@ -123,11 +122,6 @@ def seconds(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return float(text)
-
-
-def any_credentials(credentials: Credentials) -> str:
-    """Let everybody in: for tests of clients."""
-    return credentials.username or "anybody"
 
 
 ENVIRONMENT = "SMTPD_SYNC_"

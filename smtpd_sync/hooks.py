@@ -121,6 +121,11 @@ def discard(sender: Mailbox, recipients: List[Mailbox], data: bytes) -> None:
     """Take each message and keep none: ``SMTPServer(address, deliver=smtpd_sync.discard)``."""
 
 
+def any_credentials(credentials: Credentials) -> str:
+    """Let everybody in: the hook ``authenticate`` for tests of clients."""
+    return credentials.username or "anybody"
+
+
 def hooked(base: Type[SMTPHandler], hooks: Mapping[str, Any]) -> Type[SMTPHandler]:
     """Make a subclass of ``base`` whose methods are ``hooks``; ``ValueError`` if one cannot be."""
     methods: Dict[str, Any] = {}

@@ -20,7 +20,7 @@ from .crowd import Crowd, reaper_period
 from .handler import SMTPHandler
 from .limits import Limits
 from .listening import Address, Listener, listen, nothing
-from .logs import log, name_sessions, pairs
+from .logs import WARNING, log, name_sessions, pairs
 from .stats import Counters
 from .storage import Storage
 from .waker import Waker
@@ -45,6 +45,9 @@ class SMTPServer(Configured, Accepting):
     the methods of `SMTPHandler`. Raises ``ValueError`` for an option or hook that cannot be, and
     ``OSError`` for an address that cannot be bound.
     """
+
+    cut_off_level = WARNING
+    """How it is logged that clients did not go in time, as `logging` has it."""
 
     def __init__(
         self,
@@ -271,7 +274,7 @@ class SMTPServer(Configured, Accepting):
             self._supervisor.end(lambda: self._deadline)
         self.crowd.stop()
         if not self.crowd.wait(self._due):
-            log.warning("stop: %d sessions are cut off", self.crowd.abort())
+            log.log(self.cut_off_level, "stop: %d sessions are cut off", self.crowd.abort())
             farewell = monotonic() + FAREWELL
             self.crowd.wait(lambda: farewell)
         self.crew.close()

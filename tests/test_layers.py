@@ -36,7 +36,7 @@ LAYERS = (
         *("dsn", "nexthop", "passing", "relaying", "relay"),
         *("spoolfiles", "spooled", "attempts", "spool"),
     ),
-    ("service", "show", "process", "flags", "queuecli", "cli"),
+    ("service", "show", "process", "flags", "queuecli", "cli", "certificates", "caught", "testing"),
 )
 CORE = LAYERS[0]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
