@@ -1,6 +1,7 @@
 """Catching mail: what a test sees of it, waiting for it, and the server behind it."""
 
 import base64
+import contextlib
 import re
 import smtplib
 import threading
@@ -48,9 +49,9 @@ def test_envelope_and_content_are_as_they_were_sent(mail):
     assert message.helo == "client.example"
     assert message.peer.address == "127.0.0.1"
     assert (message.user, message.tls) == (None, None)
-    assert message.sender_parameters["SIZE"].isdigit()
+    assert message.sender_parameters == {"SIZE": str(len(data))}
     assert message.recipient_parameters == [{}, {}]
-    assert message.raw == b"Subject: hi\r\nTo: b@y.example\r\n\r\n.dot\r\nbare\r\nbare\r\n"
+    assert message.raw == data
     assert abs(message.received_at.timestamp() - time.time()) < DEADLINE
     assert str(message) == "<a@x.example> -> <b@y.example>, <hidden@z.example>: 'hi'"
 
@@ -329,8 +330,9 @@ def test_stop_is_quick_and_frees_the_port_and_closes_what_is_open():
             start = time.monotonic()
             mail.stop()
             times.append(time.monotonic() - start)
-            assert not sending.rest().startswith(b"250")
-            idle.rest()
+            for client in (idle, sending):
+                with contextlib.suppress(ConnectionResetError):
+                    client.rest()  # to the end, or a time-out fails the test
         mail.stop()
         with pytest.raises(ConnectionRefusedError):
             Client(("127.0.0.1", port))
