@@ -23,6 +23,8 @@ from .trace import new_id
 from .transcript import Transcript
 
 if TYPE_CHECKING:
+    import ssl
+
     from .sasl import SecretRequest
     from .server import SMTPServer
     from .tls import TLSStream
@@ -371,10 +373,7 @@ class Connection(socketserver.BaseRequestHandler):
         """Do the handshake; ``False`` if there is nobody to talk to any more."""
         from .tls import TLSStream
 
-        # The certificate of now, where it was renewed since the connection began.
-        context = self.server.settings.context or self.settings.context
-        assert context is not None, "STARTTLS is offered only where there is one"
-        stream = TLSStream(self.request, context)
+        stream = TLSStream(self.request, self._context())
 
         def talk() -> None:
             self.session.tls_started(stream.handshake())
@@ -384,6 +383,12 @@ class Connection(socketserver.BaseRequestHandler):
         done = self._negotiate("TLS handshake", INFO, timeout, talk)
         self.server.counters.add(**{"tls" if done else "failed_tls": 1})
         return done
+
+    def _context(self) -> ssl.SSLContext:
+        # The certificate of now, where it was renewed since the connection began.
+        context = self.server.settings.context or self.settings.context
+        assert context is not None, "STARTTLS is offered only where there is one"
+        return context
 
     def _close(self) -> None:
         """Close; linger where what the client still sends would reset the connection."""
