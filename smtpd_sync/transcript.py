@@ -64,7 +64,7 @@ class Transcript:
 
     def replies(self, octets: bytes) -> None:
         """Write down what the server sends."""
-        for line in octets.split(b"\r\n")[:-1]:
+        for line in filter(None, octets.split(b"\r\n")):
             self._add(f"S: {shown(line)}")
 
     def _add(self, line: str) -> None:
