@@ -36,7 +36,11 @@ LAYERS = (
         *("dsn", "nexthop", "passing", "relaying", "relay"),
         *("spoolfiles", "spooled", "attempts", "spool"),
     ),
-    ("service", "show", "process", "flags", "queuecli", "cli", "certificates", "caught", "testing"),
+    (
+        *("service", "show", "process", "flagvalues", "faultflags", "flags", "queuecli", "cli"),
+        *("faultkinds", "faultplan", "faults"),
+        *("certificates", "caught", "testing"),
+    ),
 )
 CORE = LAYERS[0]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
