@@ -6,6 +6,7 @@ Values and checks only. What a check gives is used; a ``ValueError`` says what i
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from typing import (
     TYPE_CHECKING,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
         seed: Optional[int]
 
 
-__all__ = ["COMMANDS", "CONDITIONS", "IN_SESSION", "KINDS", "Facts", "pattern_data"]
+__all__ = ["COMMANDS", "CONDITIONS", "IN_SESSION", "KINDS", "Facts", "as_data", "text"]
 
 Facts = Mapping[str, Iterable[str]]
 """What is known of a client at a command: ``helo``, ``user``, ``sender``, ``to``."""
@@ -109,7 +110,7 @@ def _octets(value: Any) -> Optional[int]:
 
 
 def _keywords(value: Any) -> Tuple[str, ...]:
-    words = None if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+    words = value if isinstance(value, (list, tuple)) else ()
     if not words or not all(isinstance(w, str) and re.fullmatch("[A-Za-z0-9-]+", w) for w in words):
         raise ValueError(f"a list of EHLO keywords, such as ['STARTTLS', 'SIZE'], not {value!r}")
     return tuple(word.upper() for word in words)
@@ -179,12 +180,18 @@ def _pattern(value: Any) -> Pattern[str]:
     )
 
 
-def pattern_data(value: Any) -> Any:
-    """Give a pattern as JSON can hold it; what is none as it is."""
-    if not isinstance(value, re.Pattern):
+def as_data(value: Any) -> Any:
+    """Give a value of an entry as JSON can hold it; ``ValueError`` if it cannot."""
+    if isinstance(value, re.Pattern):
+        flags = "".join(letter for letter, flag in LETTERS.items() if value.flags & flag)
+        return {"re": value.pattern, **({"flags": flags} if flags else {})}
+    if isinstance(value, (list, tuple)):
+        return [as_data(each) for each in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, (str, int, float, Mapping)):
         return value
-    flags = "".join(letter for letter, flag in LETTERS.items() if value.flags & flag)
-    return {"re": value.pattern, **({"flags": flags} if flags else {})}
+    raise ValueError(f"{value!r} cannot be data; a certificate can, as a (certfile, keyfile) pair")
 
 
 def _at_least(least: int) -> Callable[[Any], int]:

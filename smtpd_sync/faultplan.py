@@ -11,10 +11,10 @@ import re
 from types import TracebackType
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Type, Union
 
-from .faultkinds import COMMANDS, CONDITIONS, IN_SESSION, KINDS, Facts, pattern_data, text
+from .faultkinds import COMMANDS, CONDITIONS, IN_SESSION, KINDS, Facts, as_data, text
 from .reply import Reply
 
-__all__ = ["Fault", "entries_of"]
+__all__ = ["Fault", "entries_of", "faults_of"]
 
 KEYS = ("on", *KINDS, "text", *CONDITIONS)
 
@@ -22,17 +22,19 @@ KEYS = ("on", *KINDS, "text", *CONDITIONS)
 class Fault:
     """One scripted fault: its entry of data, and how often it has fired.
 
-    As a context manager it is removed at the end of the block.
+    ``seed`` is that of its luck where the entry names none. As a context manager it is removed at
+    the end of the block.
     """
 
-    def __init__(self, entry: Mapping[str, Any]) -> None:
+    def __init__(self, entry: Mapping[str, Any], seed: int = 0) -> None:
         said = _said(entry)
+        if "chance" in said:
+            said.setdefault("seed", seed)
         self.kind = _kind(said)
         """Its key in `KINDS`."""
         self.slot = KINDS[self.kind].slot
         self.on = _place(self.kind, said)
         """Where it strikes; ``None`` is at every command."""
-        self._places = (self.on,) if self.on else KINDS[self.kind].commands
         self.value = _checked(self.kind, KINDS[self.kind].check, said)
         when = {name: _checked(name, check, said) for name, check in CONDITIONS.items()}
         known = COMMANDS[self.on] if self.on else IN_SESSION
@@ -44,11 +46,10 @@ class Fault:
         self._times, self._skip = when["times"], when["skip"] or 0
         self._chance: Optional[float] = when["chance"]
         # Of two faults with one seed, each has its own luck.
-        self._luck = random.Random(f"{when['seed'] or 0} {self.on} {self.kind}")  # noqa: S311
+        self._luck = random.Random(f"{when['seed']} {self.on} {self.kind}")  # noqa: S311
         self.reply = _reply(self.kind, self.value, _checked("text", text, said) or "")
         """What is said instead, where it fails."""
-        place = {"on": self.on} if self.on else {}
-        self._entry = {**place, **said, **place}
+        self._entry = {**said, "on": self.on} if self.on else said
         self._matched = 0
         self.fired = 0
         """How often it has fired."""
@@ -57,7 +58,7 @@ class Fault:
 
     def is_due(self, command: str, facts: Facts) -> bool:
         """Tell whether it strikes now, and count. One thread at a time may ask."""
-        if self.removed or command not in self._places:
+        if self.removed or (command != self.on and (self.on or command == "TLS")):
             return False
         if self._times is not None and self.fired >= self._times:
             return False
@@ -89,10 +90,7 @@ class Fault:
 
     def to_data(self) -> Dict[str, Any]:
         """Give the entry, as JSON can hold it; ``ValueError`` for a TLS context."""
-        data = {name: pattern_data(value) for name, value in self._entry.items()}
-        if self.kind == "bad_certificate" and not isinstance(data[self.kind], (bool, list, tuple)):
-            raise ValueError("bad_certificate: only a (certfile, keyfile) pair can be data")
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in data.items()}
+        return {name: as_data(self._entry[name]) for name in KEYS if name in self._entry}
 
     def __repr__(self) -> str:
         return f"<Fault {self._entry} fired {self.fired} times>"
@@ -154,13 +152,24 @@ def _reply(kind: str, code: Any, text: str) -> Reply:
 
 def entries_of(data: Union[str, Iterable[Mapping[str, Any]]]) -> List[Mapping[str, Any]]:
     """Give the entries of a plan, which may be JSON text."""
-    if isinstance(data, (str, bytes)):
+    if isinstance(data, str):
         import json
 
         try:
             data = json.loads(data)
         except ValueError as error:
             raise ValueError(f"not JSON: {error}") from None
-    if isinstance(data, Mapping) or not isinstance(data, Iterable) or isinstance(data, str):
+    if isinstance(data, (str, Mapping)) or not isinstance(data, Iterable):
         raise ValueError(f"a fault plan is a list of faults, not {data!r}")
     return list(data)
+
+
+def faults_of(entries: Iterable[Mapping[str, Any]], seed: int = 0) -> List[Fault]:
+    """Make the faults of a plan; ``ValueError`` tells which of them cannot be."""
+    made = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            made.append(Fault(entry, seed))
+        except ValueError as error:
+            raise ValueError(f"fault {number}: {error}") from None
+    return made

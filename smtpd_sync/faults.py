@@ -20,7 +20,7 @@ from typing import (
     Union,
 )
 
-from .faultplan import Fault, entries_of
+from .faultplan import Fault, entries_of, faults_of
 from .handler import SMTPHandler
 from .reply import Reply
 
@@ -55,14 +55,9 @@ class Faults:
     def __init__(
         self, faults: Union[str, Iterable[Mapping[str, Any]]] = (), *, seed: int = 0
     ) -> None:
-        self._faults: List[Fault] = []
+        self._faults = faults_of(entries_of(faults), seed)
         self._faults_lock = threading.Lock()
         self._seed = seed
-        for number, entry in enumerate(entries_of(faults), 1):
-            try:
-                self._add(entry)
-            except ValueError as error:
-                raise ValueError(f"fault {number}: {error}") from None
 
     # -- what may go wrong -------------------------------------------------------------------
 
@@ -71,7 +66,7 @@ class Faults:
 
         The text may begin with an enhanced status code, ``"5.1.1 no such user"``. 421 closes.
         """
-        return self._add({"on": command, "fail": code, "text": text, **when})
+        return self._add({"on": command, "fail": code, "text": text or None, **when})
 
     failing = fail  # how it reads best behind "with"
 
@@ -148,7 +143,7 @@ class Faults:
         members = {"plan": self, "__doc__": base.__doc__, "__module__": base.__module__}
         return type(base.__name__, (FaultyHandler, base), members)
 
-    def due(self, command: str, facts: Facts) -> Dict[str, Fault]:
+    def _due(self, command: str, facts: Facts) -> Dict[str, Fault]:
         """Give what strikes at a command, by its slot, and count it."""
         found: Dict[str, Fault] = {}
         with self._faults_lock:
@@ -158,9 +153,7 @@ class Faults:
         return found
 
     def _add(self, entry: Mapping[str, Any]) -> Fault:
-        if isinstance(entry, Mapping) and entry.get("chance") is not None:
-            entry = {**entry, "seed": self._seed if entry.get("seed") is None else entry["seed"]}
-        fault = Fault(entry)
+        fault = Fault(entry, self._seed)
         with self._faults_lock:
             self._faults = [each for each in self._faults if not each.removed] + [fault]
         return fault
@@ -185,7 +178,7 @@ class FaultyHandler(SMTPHandler):
 
     def answer(self, event: Command) -> Union[Reply, List[Reply]]:
         """Decide on an event, or let the plan decide."""
-        due = self.plan.due(COMMAND_OF.get(event.verb, event.verb), self._facts(event))
+        due = self.plan._due(COMMAND_OF.get(event.verb, event.verb), self._facts(event))
         if "delay" in due:
             self._wait(due["delay"].value)
         if "stall" in due:
@@ -194,7 +187,7 @@ class FaultyHandler(SMTPHandler):
         reply = super().answer(event) if outcome is None else self._refuse(event, outcome.reply)
         if outcome is not None and outcome.kind == "drop":
             return self._break_off(reply, 0)
-        if "hide" in due and isinstance(reply, Reply):
+        if "hide" in due and isinstance(reply, Reply) and reply.code < 400:
             reply = without(due["hide"].value, reply)
         if "cut" in due:
             return self._break_off(reply, due["cut"].value)
@@ -256,12 +249,13 @@ class FaultyHandler(SMTPHandler):
             if start:
                 self._wait(size / rate)
             super()._send(data[start : start + size])
+            if self._reason == "lost":
+                return  # nobody is there to wait for the rest
 
     # -- TLS ---------------------------------------------------------------------------------
 
     def _start_tls(self) -> bool:
-        facts = {"helo": (self.session.helo,)}
-        due = self.plan.due("TLS", facts)
+        due = self.plan._due("TLS", {"helo": (self.session.helo,)})
         if "delay" in due:
             self._wait(due["delay"].value)
         if "outcome" in due:
@@ -292,7 +286,7 @@ class Fragment(Reply):
 
 
 def without(keywords: Sequence[str], reply: Reply) -> Reply:
-    """Give the reply to EHLO without some of its keywords; any other as it is."""
+    """Give the reply to EHLO without some of its keywords."""
     name, *lines = reply.text.split("\n")
     kept = [line for line in lines if line.split(" ")[0].upper() not in keywords]
     return Reply(reply.code, "\n".join((name, *kept)))
