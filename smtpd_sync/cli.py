@@ -12,7 +12,8 @@ import threading
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
 from .envelope import Envelope
-from .flags import DEFAULT_ADDRESS, NEEDS_CODE, address, from_environment, parser
+from .flags import DEFAULT_ADDRESS, NEEDS_CODE, from_environment, parser
+from .flagvalues import address
 from .hooks import any_credentials, discard
 from .limits import DEFAULT_LIMITS
 from .listening import Address, listen, systemd_sockets
@@ -98,7 +99,13 @@ def make_server(arguments: argparse.Namespace) -> SMTPServer:
     deliver = batteries(arguments)
     if deliver:
         options["deliver"] = deliver
-    return SMTPServer(places, arguments.handler, **options)
+    handler = arguments.handler
+    if arguments.faults:
+        from .faults import Faults
+
+        script = [entry for entries in arguments.faults for entry in entries]
+        handler = Faults(script, seed=arguments.seed).handler(handler)
+    return SMTPServer(places, handler, **options)
 
 
 def batteries(arguments: argparse.Namespace) -> List[Any]:

@@ -6,19 +6,17 @@ The server's options come from their table. Every flag can also be set in the en
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
-import re
 import shlex
-import sys
-from typing import Any, Dict, List, Mapping, NoReturn, Optional, Tuple, Type
+from typing import Any, Dict, List, Mapping, NoReturn, Optional, Tuple
 
 from . import __version__
+from .faultflags import READERS
+from .flagvalues import address, auth, count, handler_class, next_hop, seconds, server_name, size
 from .handler import SMTPHandler
 from .limits import DEFAULT_LIMITS
 from .options import OPTIONS
 
-__all__ = ["DEFAULT_ADDRESS", "NEEDS_CODE", "address", "from_environment", "parser"]
+__all__ = ["DEFAULT_ADDRESS", "NEEDS_CODE", "from_environment", "parser"]
 
 DEFAULT_ADDRESS = "127.0.0.1:8025"
 NEEDS_CODE = {"tls", "limits", "users", "sni"}  # options that flags of their own make
@@ -46,82 +44,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
-
-
-def address(text: str, default_port: int = 8025) -> Tuple[str, int]:
-    """Read ``HOST:PORT``, ``HOST`` or ``:PORT``; an IPv6 host stands in brackets."""
-    match = re.fullmatch(r"(?:\[([^]]*)\]|([^:]*))(?::([0-9]{1,5}))?", text)
-    if match is None or int(match[3] or 0) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    host = match[1] if match[1] is not None else match[2]
-    return host, int(match[3]) if match[3] else default_port
-
-
-def next_hop(text: str) -> Tuple[str, int]:
-    """Read ``HOST:PORT`` of a server to send to."""
-    return address(text, default_port=25)
-
-
-def size(text: str) -> Optional[int]:
-    """Read octets, with K, M or G; 0 is no limit."""
-    match = re.fullmatch(r"([0-9]+)([KMG]?)", text.upper())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of octets, such as 10M")
-    return int(match[1]) * 1024 ** " KMG".index(match[2] or " ") or None
-
-
-def handler_class(text: str) -> Type[SMTPHandler]:
-    """Import ``MODULE:CLASS``, from the current directory too."""
-    module, _, name = text.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a module may raise anything
-        what = f"{type(error).__name__}: {error}"
-        raise argparse.ArgumentTypeError(f"cannot import {text!r}: {what}") from None
-    if not (isinstance(found, type) and issubclass(found, SMTPHandler)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no subclass of smtpd_sync.SMTPHandler")
-    return found
-
-
-def auth(text: str) -> Optional[Dict[str, str]]:
-    """Read ``USER:PASSWORD``, or a file of such lines; ``any`` is ``None``: everybody."""
-    if text == "any":
-        return None
-    name, colon, password = text.partition(":")
-    if colon and not os.path.isfile(text):
-        return {name: password}
-    try:
-        with open(text, encoding="utf-8") as file:
-            lines = [line.rstrip("\n").partition(":") for line in file if ":" in line]
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot read {text!r}: {error.strerror}") from None
-    if not lines:
-        raise argparse.ArgumentTypeError(f"{text!r} has no line USER:PASSWORD")
-    return {name: password for name, _, password in lines}
-
-
-def server_name(text: str) -> Tuple[str, Tuple[str, Optional[str]]]:
-    """Read ``NAME=CERT[,KEY]``."""
-    name, _, files = text.partition("=")
-    cert, _, key = files.partition(",")
-    if not name or not cert:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=CERT[,KEY]")
-    return name, (cert, key or None)
-
-
-def count(text: str) -> int:
-    """Read a number from 1 on."""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    """Read a time in seconds."""
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return float(text)
 
 
 ENVIRONMENT = "SMTPD_SYNC_"
@@ -160,6 +82,26 @@ class Deliver(argparse.Action):
         """Put it behind those that were said before."""
         said = getattr(namespace, "deliveries", None) or []
         namespace.deliveries = [*said, (self.option_strings[0].lstrip("-"), values)]
+
+
+FAULT: Dict[str, Any] = {"action": "append", "default": [], "dest": "faults"}
+FAULTS: Tuple[Group, ...] = (
+    (
+        ("--fail",),
+        {"metavar": "COMMAND=CODE[ TEXT][WHEN]", "help": "refuse RCPT, DATA, EOM and so on"},
+    ),
+    (
+        ("--chance",),
+        {"metavar": "P:COMMAND=CODE[ TEXT][WHEN]", "help": "refuse it with probability P"},
+    ),
+    (
+        ("--delay",),
+        {"metavar": "COMMAND=S[WHEN]", "help": "wait so many seconds before looking at it"},
+    ),
+    (("--drop",), {"metavar": "COMMAND[WHEN]", "help": "close without a word"}),
+    (("--faults",), {"metavar": "FILE", "help": "what a file of JSON says; see the manual"}),
+)
+"""What goes wrong, in the order of the command line."""
 
 
 GROUPS: Dict[str, Tuple[Group, ...]] = {
@@ -263,6 +205,13 @@ GROUPS: Dict[str, Tuple[Group, ...]] = {
             {"action": "count", "default": 0, "help": "log sessions; twice: log all"},
         ),
         (("-q", "--quiet"), {"action": "store_true", "help": "print no mail, log errors only"}),
+    ),
+    "faults, for tests (repeatable and combinable; [WHEN]: [@PATTERN][:TIMES])": (
+        *((flags, {**FAULT, "type": READERS[flags[0]], **more}) for flags, more in FAULTS),
+        (
+            ("--seed",),
+            {"metavar": "N", "type": int, "default": 0, "help": "for --chance (default: 0)"},
+        ),
     ),
 }
 """Groups of ``--help``: their title, and the flags that no option of the server makes."""
