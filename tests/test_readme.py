@@ -5,6 +5,8 @@ A comment ``.. test: KIND [NAME]`` stands before a code block that needs more th
 """
 
 import email.parser
+import inspect
+import json
 import logging
 import pathlib
 import re
@@ -24,6 +26,8 @@ from smtpd_sync import BATTERIES, Limits, SMTPServer, __all__, discard, hooks, q
 from smtpd_sync.cli import parser
 from smtpd_sync.command import VERBS
 from smtpd_sync.extensions import EXTENSIONS, future_release
+from smtpd_sync.faultkinds import COMMANDS, KINDS
+from smtpd_sync.faults import Faults
 from smtpd_sync.flags import DELIVERIES
 from smtpd_sync.options import OPTIONS
 from smtpd_sync.rules import rules
@@ -213,6 +217,7 @@ def test_command_line_is_accepted(arguments, directory, monkeypatch):
         parts, code = parameters.values
         for name in parts[1:]:  # the block is that file
             pathlib.Path(name).write_text(code, encoding="utf-8")
+    pathlib.Path("faults.json").write_text("[]", encoding="utf-8")
     if arguments[:1] == ["queue"]:
         queuecli.parser().parse_args(arguments[1:])
     else:
@@ -418,3 +423,18 @@ def test_batteries_are_those_of_the_code():
     flags = {literal for _, flag, _ in rows for literal in literals(flag)}
     known = {flag for names, _ in DELIVERIES for flag in names} | {"--spool"}
     assert flags == known
+
+
+def test_faults_are_those_of_the_code():
+    rows = table("faults")
+    methods = [re.match(r"``(\w+)\((.*)\)``", method) for method, *_ in rows]
+    assert [match[1] for match in methods] == list(KINDS)
+    for match, (_, data, _) in zip(methods, rows):
+        entry = json.loads(literals(data)[0])
+        assert match[1] in entry
+        Faults([entry])
+        arguments = str(inspect.signature(getattr(Faults, match[1])))
+        for name in re.findall(r"\*?\w+(?=[,=)])", f"{match[2]})"):
+            assert name in arguments
+    (said,) = re.findall(r"^- The commands are (.+?)\. A fault", README, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"[A-Z]+", re.sub(r"\(.*?\)", "", said, flags=re.DOTALL)) == list(COMMANDS)
