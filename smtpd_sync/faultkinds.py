@@ -152,8 +152,8 @@ KINDS: Dict[str, Kind] = {
     "stall": Kind(_rate, "stall", REPLIED, anywhere=True),
     # What answers a chunk is not known when its command is read; the last chunk is EOM.
     "truncate_reply": Kind(_octets, "cut", tuple(n for n in REPLIED if n != "BDAT")),
-    "hide": Kind(_keywords, "hide", ("EHLO",)),
     "bad_certificate": Kind(_certificate, "certificate", ("TLS",)),
+    "hide": Kind(_keywords, "hide", ("EHLO",)),
 }
 
 

@@ -13,11 +13,9 @@ import sys
 from typing import Dict, Optional, Tuple, Type
 
 from .handler import SMTPHandler
-from .sasl import Credentials
 
 __all__ = [
     "address",
-    "any_credentials",
     "auth",
     "count",
     "handler_class",
@@ -102,8 +100,3 @@ def seconds(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return float(text)
-
-
-def any_credentials(credentials: Credentials) -> str:
-    """Let everybody in: for tests of clients."""
-    return credentials.username or "anybody"

@@ -37,8 +37,8 @@ LAYERS = (
         *("spoolfiles", "spooled", "attempts", "spool"),
     ),
     (
-        *("service", "show", "process", "flagvalues", "faultflags", "flags", "queuecli", "cli"),
-        *("faultkinds", "faultplan", "faults"),
+        *("service", "show", "process", "queuecli", "cli"),
+        *("faultkinds", "faultplan", "faults", "faultflags", "flagvalues", "flags"),
         *("certificates", "caught", "testing"),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import sys
 import threading
@@ -23,6 +24,7 @@ from smtpd_sync import (
     SMTPServer,
     discard,
 )
+from smtpd_sync.faults import Faults
 
 if TYPE_CHECKING:
     if sys.version_info >= (3, 12):
@@ -186,6 +188,16 @@ def values() -> None:
     code: int = reply.code
     size: Optional[int] = Limits().message_size
     print(text, code, reply.text, reply.status, size, mailbox in {"bob@example.com"})
+
+
+def faults() -> None:
+    plan = Faults([{"on": "RCPT", "fail": 550}], seed=1)
+    with plan.failing("RCPT", 450, "busy", to="bad@*", times=1) as fault:
+        SMTPServer(("127.0.0.1", 0), plan.handler(Handler), tls=None)
+    plan.drop("EOM", sender=re.compile("^a"), skip=2)
+    data: List[Dict[str, Any]] = plan.to_data()
+    fired: int = fault.fired
+    print(data, fired)
 
 
 # What must not pass: mypy would say that the "ignore" is not needed.
