@@ -3,6 +3,7 @@
 import json
 import re
 import smtplib
+import socket
 import ssl
 import threading
 import time
@@ -246,8 +247,9 @@ def test_tls_breaks_off_without_goodbye(plan, serve_faults, connect, certificate
     client.starttls(certificate)
     client.ask(EHLO)
     client.send(b"NOOP\r\n")
-    with pytest.raises(ssl.SSLError):  # an orderly end would be b""
-        client.socket.recv(1)
+    # An orderly end would be one more record, with a close_notify (RFC 8446 6.1).
+    client.socket = socket.socket(fileno=client.socket.detach())
+    assert client.rest() == b""
 
 
 def test_transcript_shows_what_was_sent(plan, serve_faults, connect):
