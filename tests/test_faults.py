@@ -249,6 +249,7 @@ def test_tls_breaks_off_without_goodbye(plan, serve_faults, connect, certificate
     client.send(b"NOOP\r\n")
     # An orderly end would be one more record, with a close_notify (RFC 8446 6.1).
     client.socket = socket.socket(fileno=client.socket.detach())
+    client.socket.settimeout(DEADLINE)
     assert client.rest() == b""
 
 
