@@ -18,14 +18,16 @@ from ..limits import DEFAULT_LIMITS, Limits
 from . import asynchat as asynchat
 from . import asyncore
 from .backstage import Backstage
-from .channel import BOTH_FLAGS, DATA_SIZE_DEFAULT, VERSION
+from .channel import BOTH_FLAGS as _BOTH_FLAGS
+from .channel import DATA_SIZE_DEFAULT
+from .channel import VERSION as _VERSION
 from .polling import Map
 from .verbs import Verbs
 
 __all__ = ["DebuggingServer", "PureProxy", "SMTPChannel", "SMTPServer"]
 
 program = sys.argv[0] if sys.argv else ""
-__version__ = VERSION
+__version__ = _VERSION
 
 
 class Devnull:
@@ -42,8 +44,8 @@ DEBUGSTREAM: Any = Devnull()
 NEWLINE = "\n"
 COMMASPACE = ", "
 
-BACKLOG = 1_024
-PAUSE = 0.1  # after accept() failed for want of descriptors
+_BACKLOG = 1_024
+_PAUSE = 0.1  # after accept() failed for want of descriptors
 Data = Union[bytes, str]
 
 
@@ -79,7 +81,7 @@ def _alias(old: str, new: str) -> property:
     return property(get, put)
 
 
-OLD_NAMES = {
+_OLD_NAMES = {
     "server": "smtp_server",
     "line": "received_lines",
     "state": "smtp_state",
@@ -92,7 +94,7 @@ OLD_NAMES = {
     "conn": "conn",
     "addr": "addr",
 }
-for _old, _new in OLD_NAMES.items():
+for _old, _new in _OLD_NAMES.items():
     setattr(SMTPChannel, f"_SMTPChannel__{_old}", _alias(_old, _new))
 
 
@@ -121,7 +123,7 @@ class SMTPServer(asyncore.dispatcher):
         self.enable_SMTPUTF8 = enable_SMTPUTF8
         self._decode_data = decode_data
         if enable_SMTPUTF8 and decode_data:
-            raise ValueError(BOTH_FLAGS)
+            raise ValueError(_BOTH_FLAGS)
         self._backstage = Backstage(type(self).limits)
         super().__init__(map=map)
         try:
@@ -130,7 +132,7 @@ class SMTPServer(asyncore.dispatcher):
             self.create_socket(family, kind)
             self.set_reuse_addr()
             self.bind(localaddr)
-            self.listen(BACKLOG)
+            self.listen(_BACKLOG)
         except BaseException:
             self.close()
             raise
@@ -146,7 +148,7 @@ class SMTPServer(asyncore.dispatcher):
             return super().accept()
         except OSError as error:  # such as for want of descriptors: that ends no server
             self.log_info(f"accept: {error}", "error")
-            time.sleep(PAUSE)
+            time.sleep(_PAUSE)
             return None
 
     def handle_accepted(self, conn: Any, addr: Any) -> None:
@@ -264,15 +266,8 @@ def _refusal(refused: Refused) -> str:
     return f"{min(codes)} Error: {' '.join(' '.join(texts).split())}"
 
 
-def main() -> None:
-    """Run the command line."""
-    from . import smtpdcli  # only the program needs it
+if __name__ == "__main__":
+    # Which imports this module once more: a class that is named by -c builds on that one.
+    from . import smtpdcli
 
     smtpdcli.main()
-
-
-if __name__ == "__main__":
-    # Whoever imports this module gets another one than the program that runs.
-    from smtpd_sync.compat import smtpd
-
-    smtpd.main()

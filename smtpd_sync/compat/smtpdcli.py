@@ -66,7 +66,7 @@ class Options:
 
 def usage(status: int, message: object = "") -> NoReturn:
     """Say how it is used, and exit."""
-    print(USAGE.format(program=sys.argv[0], version=smtpd.__version__), file=sys.stderr)
+    print(USAGE.format(program=sys.argv[0], version=channel.VERSION), file=sys.stderr)
     if message:
         print(message, file=sys.stderr)
     sys.exit(status)
@@ -83,7 +83,7 @@ def parseargs() -> Options:
         if flag in ("-h", "--help"):
             usage(0)
         elif flag in ("-V", "--version"):
-            print(smtpd.__version__)
+            print(channel.VERSION)
             sys.exit(0)
         elif flag in ("-n", "--nosetuid"):
             options.setuid = False
