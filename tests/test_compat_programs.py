@@ -1,5 +1,7 @@
 """Programs that were written against the old modules, with nothing but their imports changed."""
 
+import os
+import pwd
 import signal
 import smtplib
 import socket
@@ -17,6 +19,8 @@ from legacy_runs import (
     written_for,
 )
 from support import DEADLINE, ROOT, Program, until
+
+from smtpd_sync.compat import smtpdcli
 
 DEBUGGING = ("-m", "smtpd_sync.compat.smtpd", "-n", "-c", "DebuggingServer")
 
@@ -148,20 +152,49 @@ def connected(port):
 @pytest.mark.parametrize(
     ("arguments", "status", "printed", "errors"),
     [
-        (["-V"], 0, b"Python SMTP proxy version 0.3\n", ""),
-        (["-h"], 0, b"", "--nosetuid"),
-        (["-x"], 1, b"", "\noption -x not recognized\n"),
-        (["-s", "large"], 1, b"", "Invalid size: large\n"),
-        (["nowhere"], 1, b"", "\nBad local spec: nowhere\n"),
-        (["here:port"], 1, b"", "\nBad local port: here:port\n"),
-        (["here:1", "nowhere"], 1, b"", "\nBad remote spec: nowhere\n"),
-        (["here:1", "there:port"], 1, b"", "\nBad remote port: there:port\n"),
-        (["a:1", "b:2", "c"], 1, b"", "\nInvalid arguments: a:1, b:2, c\n"),
+        (["-V"], 0, "Python SMTP proxy version 0.3\n", ""),
+        (["-h"], 0, "", "--nosetuid"),
+        (["-x"], 1, "", "\noption -x not recognized\n"),
+        (["-s", "large"], 1, "", "Invalid size: large\n"),
+        (["nowhere"], 1, "", "\nBad local spec: nowhere\n"),
+        (["here:port"], 1, "", "\nBad local port: here:port\n"),
+        (["here:1", "nowhere"], 1, "", "\nBad remote spec: nowhere\n"),
+        (["here:1", "there:port"], 1, "", "\nBad remote port: there:port\n"),
+        (["a:1", "b:2", "c"], 1, "", "\nInvalid arguments: a:1, b:2, c\n"),
     ],
 )
-def test_command_line_that_ends_at_once(arguments, status, printed, errors):
-    with Program("-m", "smtpd_sync.compat.smtpd", *arguments) as program:
-        assert program.finish() == status
-        assert program.remaining() == printed
-        assert errors in program.errors
-        assert "Traceback" not in program.errors
+def test_command_line_that_ends_at_once(arguments, status, printed, errors, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["smtpd", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        smtpdcli.main()
+    assert ended.value.code == status
+    output = capsys.readouterr()
+    assert output.out == printed
+    assert errors in output.err
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() == 0, reason="root may be nobody")
+def test_who_is_not_root_cannot_become_nobody(free_port, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["smtpd", f"127.0.0.1:{free_port}"])
+    with pytest.raises(SystemExit):
+        smtpdcli.main()
+    assert "try running with -n" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self") or os.getuid() != 0, reason="only root can be nobody"
+)
+def test_root_is_nobody_once_it_listens(free_port, no_leaks):
+    arguments = ("-m", "smtpd_sync.compat.smtpd", "-c", "DebuggingServer")
+    program, client = listening(*arguments, f"127.0.0.1:{free_port}", port=free_port)
+    with program, client:
+        nobody = pwd.getpwnam("nobody").pw_uid
+        process = f"/proc/{program.process.pid}"
+        until(lambda: os.stat(process).st_uid == nobody, "the change of user")
+
+
+def test_version_of_the_program():
+    with Program("-m", "smtpd_sync.compat.smtpd", "--version") as program:
+        assert program.finish() == 0
+        assert program.remaining() == b"Python SMTP proxy version 0.3\n"
+        assert program.errors == ""

@@ -1,9 +1,11 @@
 """The removed smtpd, as ours has it: what it says, what it calls, and in which thread."""
 
 import contextlib
+import errno
 import io
 import smtplib
 import socket
+import ssl
 import threading
 import time
 
@@ -646,6 +648,86 @@ def test_client_that_has_gone_is_no_channel(no_leaks):
     server.close()
 
 
+def test_channel_that_builds_itself_up(loop, no_leaks):
+    """As old programs did that said no in their own words."""
+
+    class Channel(smtpd.SMTPChannel):
+        def __init__(self, server, conn, addr, *arguments):
+            asynchat.async_chat.__init__(self, conn)
+            self.set_terminator(b"\r\n")
+            self.push("421 too many of you")
+            self.close_when_done()
+
+    server = make(with_channel(Channel))
+    loop()
+    client = Speaker(server)
+    assert client.reply() == "421 too many of you"
+    assert client.reply() is None
+    client.close()
+
+
+def test_client_that_goes_is_gone_whatever_handle_close_does(loop, speak):
+    class Channel(smtpd.SMTPChannel):
+        def handle_close(self):
+            closed.append(self)
+
+    closed = []
+    server = make(with_channel(Channel))
+    loop()
+    client = speak(server)
+    client.socket.shutdown(socket.SHUT_WR)
+    assert client.reply() is None
+    until(lambda: not channels(), "the close")
+    assert len(closed) == 1
+
+
+class TLSChannel(smtpd.SMTPChannel):
+    """Puts TLS on its socket, as public programs do."""
+
+    context = None
+
+    def smtp_STARTTLS(self, arg):
+        self.push("220 go")
+        self.conn.settimeout(DEADLINE)
+        self.conn = self.context.wrap_socket(self.conn, server_side=True)
+        self.conn.settimeout(None)
+        asynchat.async_chat.__init__(self, self.conn, map=self._map)
+        self.seen_greeting, self.extended_smtp = "", False
+
+
+class TLSFromTheStart(Server):
+    """Puts it on before there is a channel."""
+
+    def handle_accept(self):
+        conn, addr = self.accept()
+        conn.settimeout(DEADLINE)
+        self.handle_accepted(TLSChannel.context.wrap_socket(conn, server_side=True), addr)
+
+
+@pytest.mark.parametrize("from_the_start", [False, True])
+def test_channel_puts_tls_on(from_the_start, loop, certificate, monkeypatch):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    monkeypatch.setattr(TLSChannel, "context", context)
+    server = make(TLSFromTheStart if from_the_start else with_channel(TLSChannel))
+    place = server.socket.getsockname()
+    loop()
+    trust = ssl.create_default_context(cafile=certificate[0])
+    trust.check_hostname = False
+    library = smtplib.SMTP_SSL if from_the_start else smtplib.SMTP
+    with library(
+        *place, timeout=DEADLINE, **({"context": trust} if from_the_start else {})
+    ) as client:
+        if not from_the_start:
+            client.ehlo()
+            client.esmtp_features["starttls"] = ""
+            client.starttls(context=trust)
+        text = "x" * 70 + "\n"
+        client.sendmail("a@x.example", ["b@y.example"], text * 20_000)
+        assert client.noop() == (250, b"OK")
+    assert server.messages[0][3] == (text * 20_000)[:-1]
+
+
 # -- faults ----------------------------------------------------------------------------------
 
 
@@ -714,12 +796,53 @@ def test_fault_of_the_constructor_of_a_channel_ends_no_server(loop, speak, capsy
     assert "still listening" in capsys.readouterr().out
 
 
+def test_server_that_cannot_accept_goes_on(capsys, no_leaks):
+    class Full(Server):
+        def create_socket(self, family, type):
+            super().create_socket(family, type)
+            self.socket = Refusing(self.socket)
+
+    class Refusing:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def accept(self):
+            raise OSError(errno.EMFILE, "too many open files")
+
+    server = make(Full)
+    client = socket.create_connection(server.socket.getsockname(), DEADLINE)
+    asyncore.loop(DEADLINE, count=1)
+    assert asyncore.socket_map
+    assert capsys.readouterr().out == "error: accept: [Errno 24] too many open files\n"
+    client.close()
+    server.close()
+
+
+def test_log_at_debug_changes_nothing(loop, speak, caplog):
+    caplog.set_level("DEBUG", logger="smtpd_sync")
+    server = make()
+    loop()
+    client = speak(server)
+    client.say(HELLO[0])
+    send(client)
+    assert client.say("QUIT") == "221 Bye"
+    assert client.reply() is None
+    client.close()
+    (record,) = until(lambda: caplog.records, "the line of the session")
+    assert " helo=client " in record.getMessage()
+    assert " messages=1 " in record.getMessage()
+
+
 def test_server_that_overrides_nothing_refuses_mail(loop, speak, capsys):
     server = make(smtpd.SMTPServer)
     loop()
     client = speak(server)
     client.say(HELLO[0])
     send(client, answer="451 Error: local error in processing")
+    assert client.say("NOOP") == OK
     assert "NotImplementedError" in capsys.readouterr().out
 
 

@@ -11,7 +11,6 @@ import errno
 import os
 import socket
 import sys
-import traceback
 from typing import Any, FrozenSet, Optional, Tuple
 
 from .desk import wake
@@ -20,6 +19,7 @@ from .polling import (
     ExitNow,
     Map,
     close_all,
+    compact_traceback,
     loop,
     poll,
     poll2,
@@ -325,15 +325,6 @@ class dispatcher_with_send(dispatcher):
             self.log_info(f"sending {data!r}")
         self.out_buffer += data
         self.initiate_send()
-
-
-def compact_traceback() -> Tuple[Tuple[str, str, str], Any, Any, str]:
-    """Give the exception at hand: where it was raised, its type, itself, and the way there."""
-    kind, value, trace = sys.exc_info()
-    if trace is None:
-        raise AssertionError("there is no exception at hand")
-    steps = [(step.filename, step.name, str(step.lineno)) for step in traceback.extract_tb(trace)]
-    return steps[-1], kind, value, " ".join(f"[{'|'.join(step)}]" for step in steps)
 
 
 if os.name == "posix":

@@ -144,6 +144,7 @@ class Line:
             self._backstage.start(self)
         except RuntimeError:
             self._claimed.release()
+            self.concurrent = False  # there is only the loop to send it
             self.channel.turn_away(replies.TOO_BUSY)
 
     def take(self) -> bytes:
@@ -236,9 +237,14 @@ def wait_for(sock: Any, flag: int) -> None:
         polling.wait({descriptor: flag}, None)
 
 
-def hang_up(channel: Channel) -> None:
-    """Close a channel that has no client any more."""
+def lose(channel: Channel) -> None:
+    """Tell a channel that its client has gone."""
     channel.handle_close()
+
+
+def close(channel: Channel) -> None:
+    """Close a channel."""
+    channel.close()
 
 
 class Led(Session):
@@ -271,6 +277,7 @@ class Wire(Connection):
         session = Led(self.session.rules, self.session.peer)
         session.line, session.id = self.line, self.session.id
         self.session = session
+        self._followed = False  # who debugs has DEBUGSTREAM
         stream: Any = self.line
         self._stream = stream
 
@@ -284,6 +291,9 @@ class Wire(Connection):
                 line.hand_over(octets)
             self.request = line.channel.socket
             self._see_to_replies()
+            if not octets:
+                line.turn(close)  # also where handle_close was overridden, and does not
+                return
 
     def _see_to_replies(self) -> None:
         """Wait until the client has taken what was said; then it has its full time again."""
@@ -298,7 +308,7 @@ class Wire(Connection):
             self._deadline = monotonic() + patience
             while channel.producer_fifo and not line.over:
                 wait_for(channel.socket, polling.WRITE)
-                line.turn(polling.write if channel.connected else hang_up)
+                line.turn(polling.write if channel.connected else lose)
             self._deadline = NEVER
 
     def _part(self, reply: Reply) -> None:

@@ -29,6 +29,22 @@ END_OF_DATA = b"\r\n.\r\n"
 BOTH_FLAGS = "decode_data and enable_SMTPUTF8 cannot be set to True at the same time"
 
 
+class Progress:
+    """Where a channel stands, beside what its subclasses know: they have names of their own."""
+
+    def __init__(self) -> None:
+        self.at_start = False
+        """Whether what comes is the first of mail data."""
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.undecodable = False
+        """Whether what was collected is not UTF-8."""
+        self.replied = False
+        """Whether the command at hand has its reply."""
+        self.spared = False
+        """Whether the fault at hand is answered, and closes nothing."""
+        self.most_recipients = DEFAULT_LIMITS.recipients
+
+
 class Channel(asynchat.async_chat):
     """A conversation with one client."""
 
@@ -41,7 +57,15 @@ class Channel(asynchat.async_chat):
     seen_greeting: Any = ""
     mailfrom: Optional[str] = None
     require_SMTPUTF8 = False
-    _line: Optional[Line] = None
+    _smtp_line: Optional[Line] = None
+
+    _progress: Progress
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        """Begin; subclasses may not call our `__init__`, but that of `async_chat`."""
+        channel = super().__new__(cls)
+        channel._progress = Progress()
+        return channel
 
     def __init__(
         self,
@@ -66,11 +90,6 @@ class Channel(asynchat.async_chat):
         as_octets: Any = (b"", b"\r\n", ord("."), b"\n")
         pieces = as_text if decode_data else as_octets
         self._emptystring, self._linesep, self._dotsep, self._newline = pieces
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._undecodable = False
-        self._at_start = False
-        self._replied = False
-        self._spared = False
         # Of this session: a common one would change under its hands.
         self.command_size_limits = collections.defaultdict(lambda: self.command_size_limit)
         self.mail_options: List[str] = []
@@ -82,11 +101,11 @@ class Channel(asynchat.async_chat):
         except OSError:
             self.close()  # the client has gone already
             return
-        self.fqdn = self._own_name()
-        self._debug("Peer:", repr(self.peer))
-        self._begin()
+        self.fqdn = self._find_fqdn()
+        self._print_debug("Peer:", repr(self.peer))
+        self._begin_session()
 
-    def _begin(self) -> None:
+    def _begin_session(self) -> None:
         """Greet, and have a thread wait for what the client says."""
         if not isinstance(self.socket, socket.socket):
             self.push(f"220 {self.fqdn} {VERSION}")
@@ -98,23 +117,21 @@ class Channel(asynchat.async_chat):
         if not isinstance(backstage, Backstage):  # a server of another kind
             backstage = passing = Backstage(DEFAULT_LIMITS)
         concurrent = bool(getattr(self.smtp_server, "concurrent", False))
-        self._recipients = backstage.limits.recipients
+        self._progress.most_recipients = backstage.limits.recipients
         try:
-            self._line = backstage.seat(self, concurrent)
+            self._smtp_line = backstage.seat(self, concurrent)
         except Reject as reject:
             self.turn_away(reject.reply)
         else:
             self.push(f"220 {self.fqdn} {VERSION}")
-            self._line.begin()
+            self._smtp_line.begin()
         if passing is not None:
             passing.retire()
 
-    _recipients = DEFAULT_LIMITS.recipients
-
-    def _own_name(self) -> str:
+    def _find_fqdn(self) -> str:
         return socket.getfqdn()
 
-    def _debug(self, *words: object) -> None:
+    def _print_debug(self, *words: object) -> None:
         """Say something to who debugs."""
 
     @property
@@ -142,42 +159,42 @@ class Channel(asynchat.async_chat):
     def set_terminator(self, term: Any) -> None:
         """Read up to this; the line behind which it is set counts for the first of mail data."""
         super().set_terminator(term)
-        self._at_start = term == END_OF_DATA
+        self._progress.at_start = term == END_OF_DATA
 
     # -- octets ------------------------------------------------------------------------------
 
     def readable(self) -> bool:
         """Tell whether the loop is to wait for input: not where a thread does."""
-        return self._line is None
+        return self._smtp_line is None
 
     def writable(self) -> bool:
         """Tell whether the loop is to wait for room: not where turns are taken in the thread."""
-        alone = self._line is None or not self._line.concurrent
+        alone = self._smtp_line is None or not self._smtp_line.concurrent
         return alone and super().writable()
 
     def recv(self, buffer_size: int) -> bytes:
         """Give what has come."""
-        if self._line is None:
+        if self._smtp_line is None:
             return super().recv(buffer_size)
-        data = self._line.take()
+        data = self._smtp_line.take()
         if not data:
             self.handle_close()
         return data
 
     def close(self) -> None:
         """Close it: the thread hangs up, so that the last reply arrives."""
-        if self._line is None:
+        if self._smtp_line is None:
             super().close()
             return
         self.connected = self.accepting = self.connecting = False
         self.del_channel()
-        self._line.release()
+        self._smtp_line.release()
 
     def push(self, msg: str) -> None:
         """Send a reply: a line without its end."""
-        self._replied = True
-        if self._line is not None:
-            self._line.replied = True
+        self._progress.replied = True
+        if self._smtp_line is not None:
+            self._smtp_line.replied = True
         octets = f"{msg}\r\n".encode("utf-8" if self.require_SMTPUTF8 else "ascii", "replace")
         super().push(octets)
 
@@ -188,13 +205,13 @@ class Channel(asynchat.async_chat):
 
     def hand_on(self) -> bool:
         """Hand on what can be; tell whether there may be more."""
-        if self._line is not None and self._line.over:
+        if self._smtp_line is not None and self._smtp_line.over:
             return False
-        if self._at_start:
+        if self._progress.at_start:
             empty = END_OF_DATA[2:]
             if len(self.ac_in_buffer) < len(empty) and empty.startswith(self.ac_in_buffer):
                 return False
-            self._at_start = False
+            self._progress.at_start = False
             if self.ac_in_buffer.startswith(empty):
                 self.ac_in_buffer = self.ac_in_buffer[len(empty) :]
                 self.carry_out()
@@ -203,27 +220,27 @@ class Channel(asynchat.async_chat):
 
     def carry_out(self) -> None:
         """Call `found_terminator`; what it raises is for `handle_error`, and 451 for the client."""
-        self._replied = False
+        self._progress.replied = False
         try:
             self.found_terminator()
         except FATAL:
             raise
         except Exception:
-            if self._replied:  # a second reply would pass for that to the next command
+            if self._progress.replied:  # a second reply would pass for that to the next command
                 self.handle_error()
                 return
             self.push("451 Error: local error in processing")
             if self.smtp_state == self.DATA:
                 self._set_post_data_state()
-            self._spared = True
+            self._progress.spared = True
             try:
                 self.handle_error()
             finally:
-                self._spared = False
+                self._progress.spared = False
 
     def handle_error(self) -> None:
         """Override this to learn of the exception at hand, ``sys.exc_info()``."""
-        if self._spared:
+        if self._progress.spared:
             self.log_exception("answered 451 on channel")
         else:
             super().handle_error()
@@ -242,27 +259,27 @@ class Channel(asynchat.async_chat):
             return
         if limit and self.smtp_state in (self.COMMAND, self.DATA):
             self.num_bytes += len(data)
-        self.received_lines.append(self._decode(data) if self._decode_data else data)
+        self.received_lines.append(self._decode_piece(data) if self._decode_data else data)
 
-    def _decode(self, data: bytes, final: bool = False) -> str:
+    def _decode_piece(self, data: bytes, final: bool = False) -> str:
         try:
-            return self._decoder.decode(data, final)
+            return self._progress.decoder.decode(data, final)
         except UnicodeDecodeError:
-            self._undecodable = True
-            self._decoder.reset()
+            self._progress.undecodable = True
+            self._progress.decoder.reset()
             return data.decode("utf-8", "replace")
 
     def found_terminator(self) -> None:
         """Carry out a command, or take a message."""
         if self._decode_data:
-            self.received_lines.append(self._decode(b"", final=True))
+            self.received_lines.append(self._decode_piece(b"", final=True))
         line = self._emptystring.join(self.received_lines)
-        self._debug("Data:", repr(line))
+        self._print_debug("Data:", repr(line))
         self.received_lines = []
-        undecodable, self._undecodable = self._undecodable, False
+        undecodable, self._progress.undecodable = self._progress.undecodable, False
         size, self.num_bytes = self.num_bytes, 0
         if self.smtp_state == self.COMMAND:
-            self._command(line, size, undecodable)
+            self._take_command(line, size, undecodable)
         elif self.smtp_state != self.DATA:
             self.push("451 Internal confusion")
         elif self.data_size_limit and size > self.data_size_limit:
@@ -272,9 +289,9 @@ class Channel(asynchat.async_chat):
             self._set_post_data_state()
             self.push("554 Error: the message is not UTF-8")
         else:
-            self._message(line)
+            self._take_message(line)
 
-    def _command(self, line: Any, size: int, undecodable: bool) -> None:
+    def _take_command(self, line: Any, size: int, undecodable: bool) -> None:
         if not self._decode_data:
             try:
                 line = line.decode()
@@ -294,7 +311,7 @@ class Channel(asynchat.async_chat):
             else:
                 method(rest.strip() if space else None)
 
-    def _message(self, line: Any) -> None:
+    def _take_message(self, line: Any) -> None:
         separator, newline = self._linesep, self._newline
         dot = "." if self._decode_data else b"."
         lines = (separator + line).replace(separator + dot, separator)  # RFC 5321 4.5.2
@@ -305,6 +322,6 @@ class Channel(asynchat.async_chat):
         message = self.peer, self.mailfrom, self.rcpttos, self.received_data
         status = self.smtp_server.process_message(*message, **options)
         self._set_post_data_state()
-        if self._line is not None and not str(status or 250).startswith(("4", "5")):
-            self._line.accepted += 1
+        if self._smtp_line is not None and not str(status or 250).startswith(("4", "5")):
+            self._smtp_line.accepted += 1
         self.push(status or "250 OK")

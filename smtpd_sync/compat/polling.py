@@ -9,13 +9,16 @@ import errno
 import itertools
 import math
 import select
-from typing import Any, Dict, Optional
+import sys
+import traceback
+from typing import Any, Dict, Optional, Tuple
 
 from .desk import open_desk
 
 __all__ = [
     "ExitNow",
     "close_all",
+    "compact_traceback",
     "loop",
     "poll",
     "poll2",
@@ -151,6 +154,15 @@ def _handle(channel: Any, event: str) -> bool:
             channel.handle_error()
         return False
     return True
+
+
+def compact_traceback() -> Tuple[Tuple[str, str, str], Any, Any, str]:
+    """Give the exception at hand: where it was raised, its type, itself, and the way there."""
+    kind, value, trace = sys.exc_info()
+    if trace is None:
+        raise AssertionError("there is no exception at hand")
+    steps = [(step.filename, step.name, str(step.lineno)) for step in traceback.extract_tb(trace)]
+    return steps[-1], kind, value, " ".join(f"[{'|'.join(step)}]" for step in steps)
 
 
 def close_all(map: Optional[Map] = None, ignore_all: bool = False) -> None:

@@ -7,6 +7,7 @@ Accepting, the methods of a channel and ``process_message`` run in the thread th
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import sys
@@ -46,13 +47,14 @@ COMMASPACE = ", "
 
 _BACKLOG = 1_024
 _PAUSE = 0.1  # after accept() failed for want of descriptors
+_PATIENCE = 60.0  # of a proxy with the next host, while nobody else is served
 Data = Union[bytes, str]
 
 
 class SMTPChannel(Verbs):
     """A conversation with one client: ``smtp_VERB`` methods, to be overridden and added to."""
 
-    def _own_name(self) -> str:
+    def _find_fqdn(self) -> str:
         name: Optional[str] = getattr(self.smtp_server, "_fqdn", None)
         if name is None:
             name = socket.getfqdn()  # it may ask the DNS: once for a server is enough
@@ -60,7 +62,7 @@ class SMTPChannel(Verbs):
                 self.smtp_server._fqdn = name
         return name
 
-    def _debug(self, *words: object) -> None:
+    def _print_debug(self, *words: object) -> None:
         print(*words, file=DEBUGSTREAM)
 
 
@@ -243,9 +245,15 @@ class PureProxy(SMTPServer):
         import smtplib  # only proxies need it
 
         octets = data.encode() if isinstance(data, str) else data
+        lines = re.sub(rb"\r?\n", b"\r\n", octets)
         try:
-            with smtplib.SMTP(*self._remoteaddr[:2]) as client:
-                return client.sendmail(mailfrom, rcpttos, re.sub(rb"\r?\n", b"\r\n", octets))
+            host, port = self._remoteaddr[:2]
+            client = smtplib.SMTP(host, port, timeout=_PATIENCE)
+            try:
+                return client.sendmail(mailfrom, rcpttos, lines)
+            finally:
+                with contextlib.suppress(OSError, smtplib.SMTPException):
+                    client.quit()  # what becomes of it, the message is sent or is not
         except smtplib.SMTPRecipientsRefused as error:
             print("got SMTPRecipientsRefused", file=DEBUGSTREAM)
             return dict(error.recipients)

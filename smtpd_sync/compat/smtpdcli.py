@@ -157,9 +157,9 @@ def main() -> None:
         options.size_limit,
         enable_SMTPUTF8=options.enable_SMTPUTF8,
     )
-    if options.setuid:
-        _become_nobody()
     try:
+        if options.setuid:
+            _become_nobody()
         loop()
     except KeyboardInterrupt:
         pass

@@ -62,15 +62,15 @@ class Verbs(Channel):
             result[name] = value if equals else True
         return result
 
-    def _syntax(self, verb: str) -> str:
+    def _syntax_of(self, verb: str) -> str:
         extended = self.extended_smtp and verb in ("MAIL", "RCPT")
         return f"Syntax: {SYNTAX[verb]}{PARAMETERS if extended else ''}"
 
-    def _path(self, verb: str, keyword: str, arg: Optional[str]) -> Tuple[str, str]:
+    def _read_path(self, verb: str, keyword: str, arg: Optional[str]) -> Tuple[str, str]:
         """Read the argument of MAIL or RCPT: an address and its parameters, or a reply is given."""
         address, params = self._getaddr(self._strip_command_keyword(keyword, arg or ""))
         if not address or (params and not self.extended_smtp):
-            self.push(f"501 {self._syntax(verb)}")
+            self.push(f"501 {self._syntax_of(verb)}")
             return "", ""
         return address, params
 
@@ -78,12 +78,12 @@ class Verbs(Channel):
 
     def smtp_HELO(self, arg: Optional[str]) -> None:
         """Greet."""
-        if self._greeted("HELO", arg):
+        if self._take_greeting("HELO", arg):
             self.push(f"250 {self.fqdn}")
 
     def smtp_EHLO(self, arg: Optional[str]) -> None:
         """Greet, and say what is offered."""
-        if not self._greeted("EHLO", arg):
+        if not self._take_greeting("EHLO", arg):
             return
         self.extended_smtp = True
         offers = [self.fqdn]
@@ -99,9 +99,9 @@ class Verbs(Channel):
             self.push(f"250-{offer}")
         self.push("250 HELP")
 
-    def _greeted(self, verb: str, arg: Optional[str]) -> bool:
+    def _take_greeting(self, verb: str, arg: Optional[str]) -> bool:
         if not arg:
-            self.push(f"501 {self._syntax(verb)}")
+            self.push(f"501 {self._syntax_of(verb)}")
         elif self.seen_greeting:
             self.push("503 Duplicate HELO/EHLO")
         else:
@@ -110,7 +110,7 @@ class Verbs(Channel):
             return True
         return False
 
-    def _is_greeted(self) -> bool:
+    def _has_greeting(self) -> bool:
         if not self.seen_greeting:
             self.push("503 Error: send HELO first")
         return bool(self.seen_greeting)
@@ -128,14 +128,14 @@ class Verbs(Channel):
         """List the commands, or show one."""
         topic = (arg or "").upper()
         if topic in SYNTAX:
-            self.push(f"250 {self._syntax(topic)}")
+            self.push(f"250 {self._syntax_of(topic)}")
         else:
             self.push(f"{501 if topic else 250} {SUPPORTED}")
 
     def smtp_VRFY(self, arg: Optional[str]) -> None:
         """Take an address for good."""
         if not arg:
-            self.push(f"501 {self._syntax('VRFY')}")
+            self.push(f"501 {self._syntax_of('VRFY')}")
         elif self._getaddr(arg)[0]:
             self.push("252 Cannot VRFY user, but will accept message and attempt delivery")
         else:
@@ -147,10 +147,10 @@ class Verbs(Channel):
 
     def smtp_MAIL(self, arg: Optional[str]) -> None:
         """Open a transaction."""
-        if not self._is_greeted():
+        if not self._has_greeting():
             return
-        self._debug("===> MAIL", arg)
-        address, params = self._path("MAIL", "FROM:", arg)
+        self._print_debug("===> MAIL", arg)
+        address, params = self._read_path("MAIL", "FROM:", arg)
         if not address:
             return
         if self.mailfrom:
@@ -162,13 +162,13 @@ class Verbs(Channel):
             self.push(refused)
             return
         self.mailfrom = address
-        self._debug("sender:", self.mailfrom)
+        self._print_debug("sender:", self.mailfrom)
         self.push("250 OK")
 
     def _check_mail(self, params: Optional[Parameters]) -> str:
         """Look at the parameters of MAIL; give the reply, if it is not 250."""
         if params is None:
-            return f"501 {self._syntax('MAIL')}"
+            return f"501 {self._syntax_of('MAIL')}"
         if not self._decode_data and params.pop("BODY", "7BIT") not in ("7BIT", "8BITMIME"):
             return "501 Error: BODY can only be one of 7BIT, 8BITMIME"
         if self.enable_SMTPUTF8:
@@ -177,7 +177,7 @@ class Verbs(Channel):
                 return "501 Error: SMTPUTF8 takes no arguments"
         size = str(params.pop("SIZE", 0))
         if not (size.isascii() and size.isdecimal()):
-            return f"501 {self._syntax('MAIL')}"
+            return f"501 {self._syntax_of('MAIL')}"
         if self.data_size_limit and int(size) > self.data_size_limit:
             return "552 Error: message size exceeds fixed maximum message size"
         if params:
@@ -186,26 +186,26 @@ class Verbs(Channel):
 
     def smtp_RCPT(self, arg: Optional[str]) -> None:
         """Take a recipient."""
-        if not self._is_greeted():
+        if not self._has_greeting():
             return
-        self._debug("===> RCPT", arg)
+        self._print_debug("===> RCPT", arg)
         if not self.mailfrom:
             self.push("503 Error: need MAIL command")
             return
-        address, params = self._path("RCPT", "TO:", arg)
+        address, params = self._read_path("RCPT", "TO:", arg)
         if not address:
             return
         self.rcpt_options = params.upper().split()
         found = self._getparams(self.rcpt_options)
         if found is None:
-            self.push(f"501 {self._syntax('RCPT')}")
+            self.push(f"501 {self._syntax_of('RCPT')}")
         elif found:
             self.push("555 RCPT TO parameters not recognized or not implemented")
-        elif len(self.rcpttos) >= self._recipients:
+        elif len(self.rcpttos) >= self._progress.most_recipients:
             self.push("452 Error: too many recipients")
         else:
             self.rcpttos.append(address)
-            self._debug("recips:", self.rcpttos)
+            self._print_debug("recips:", self.rcpttos)
             self.push("250 OK")
 
     def smtp_RSET(self, arg: Optional[str]) -> None:
@@ -218,7 +218,7 @@ class Verbs(Channel):
 
     def smtp_DATA(self, arg: Optional[str]) -> None:
         """Take a message."""
-        if not self._is_greeted():
+        if not self._has_greeting():
             return
         if not self.rcpttos:
             self.push("503 Error: need RCPT command")
