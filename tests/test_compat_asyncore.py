@@ -1,8 +1,10 @@
 """The removed asyncore and asynchat: own dispatchers, next to compat servers or alone."""
 
+import ast
 import contextlib
 import errno
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import threading
 import time
 
 import pytest
-from legacy_dialogues import legacy_server
+from legacy_dialogues import DIALOGUES, legacy_server, replay
 from support import DEADLINE, ROOT, until
 
 from smtpd_sync.compat import asynchat, asyncore, smtpd
@@ -73,6 +75,15 @@ def test_one_round_serves_who_is_ready(serve, pair):
     assert reader.closed
     assert not asyncore.socket_map
     serve(DEADLINE)  # there is nobody to wait for
+
+
+@pytest.mark.parametrize("name", ["a message", "a pipeline"])
+def test_platform_without_poll(name, monkeypatch):
+    monkeypatch.delattr(select, "poll", raising=False)
+    options, *exchanges = DIALOGUES[name]
+    replies, messages = replay(smtpd, asyncore, options, *exchanges)
+    assert replies[1:] == [expected for _, expected in exchanges]
+    assert len(messages) == 1
 
 
 def test_loop_ends_when_all_are_closed(pair):
@@ -435,3 +446,24 @@ except AttributeError as error:
         timeout=60,
     )
     assert done.stdout == "module 'smtpd_sync.compat' has no attribute 'imaplib'\n", done.stderr
+
+
+# A module imports from those before it.
+ORDER = (
+    *("desk", "polling", "filewrapper", "asyncore", "asynchat"),
+    *("backstage", "channel", "verbs", "smtpd", "smtpdcli"),
+)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_go_one_way(name):
+    tree = ast.parse((ROOT / "smtpd_sync" / "compat" / f"{name}.py").read_text("utf-8"))
+    named = {
+        imported
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for imported in ([node.module] if node.module else [each.name for each in node.names])
+    }
+    typing_only = {"channel"} if name == "backstage" else set()
+    program = {"smtpdcli"} if name == "smtpd" else set()
+    assert named - typing_only - program <= set(ORDER[: ORDER.index(name)])

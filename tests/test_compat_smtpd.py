@@ -599,9 +599,35 @@ def test_channel_that_is_closed_hangs_up(loop, speak):
     loop()
     client = speak(server)
     (channel,) = channels()
+    assert deadline(server)  # its thread waits
     run_in_loop(channel.close)
     assert client.reply() is None
     until(lambda: channel.socket.fileno() == -1, "the close of the socket")
+
+
+def test_channel_that_is_closed_reads_no_more(loop, speak):
+    class Channel(smtpd.SMTPChannel):
+        def smtp_LEAVE(self, arg):
+            self.push("421 enough")
+            self.close()
+
+        def smtp_MARK(self, arg):
+            marked.append(self)
+
+    marked = []
+    server = make(with_channel(Channel))
+    loop()
+    client = speak(server)
+    assert client.say("LEAVE\r\nMARK", 2) == ["421 enough", None]
+    assert not marked
+
+
+def test_lines_of_a_reply_do_not_wait_for_each_other(loop, speak):
+    server = make()
+    loop()
+    speak(server)
+    (channel,) = channels()
+    assert channel.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_channels_outlive_their_server(loop, speak):
@@ -955,6 +981,33 @@ def test_recipients_are_limited(loop, speak):
     replies = [client.say("RCPT TO:<b@y.example>") for _ in range(3)]
     assert replies == [OK, OK, "452 Error: too many recipients"]
     assert client.say("DATA").startswith("354")
+
+
+@pytest.mark.parametrize("state", ["command", "data", "own"])
+def test_what_is_too_long_is_not_kept(state, loop, speak):
+    server = make(with_channel(LoginChannel), data_size_limit=1000)
+    loop()
+    client = speak(server)
+    if state == "data":
+        for line, _ in MAIL:
+            client.say(line)
+    elif state == "own":
+        client.say("AUTH LOGIN")
+    (channel,) = channels()
+    for _ in range(10):
+        client.socket.sendall(b"x" * 1_000_000)
+    client.socket.sendall(b"\r\n.\r\n")
+    sizes = []
+    reply = []
+    reader = threading.Thread(target=lambda: reply.append(client.reply()))
+    reader.start()
+    while reader.is_alive():
+        sizes.append(sum(map(len, channel.received_lines)))
+        time.sleep(0.001)
+    reader.join(DEADLINE)
+    assert reply[0][:3] == {"command": "500", "data": "552", "own": "235"}[state]
+    assert len(reply[0]) < 600_000
+    assert max(sizes) < 600_000
 
 
 def test_message_that_takes_long_is_not_the_fault_of_its_client(loop, speak):
