@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from support import SOON, make_certificate, trusting, until
+from support import DEADLINE, SOON, make_certificate, trusting, until
 
 from smtpd_sync import SMTPHandler
 from smtpd_sync.faultkinds import COMMANDS, KINDS
