@@ -16,6 +16,7 @@ from legacy_dialogues import DIALOGUES, legacy_server, replay
 from support import DEADLINE, ROOT, until
 
 from smtpd_sync.compat import asynchat, asyncore, smtpd
+from smtpd_sync.compat.desk import open_desk
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -75,6 +76,33 @@ def test_one_round_serves_who_is_ready(serve, pair):
     assert reader.closed
     assert not asyncore.socket_map
     serve(DEADLINE)  # there is nobody to wait for
+
+
+def test_all_is_read_before_the_end_is_seen(pair):
+    ours, theirs = pair
+    reader = Reader(ours)
+    theirs.send(b"x" * 10_000)  # more than it reads at a time
+    theirs.close()
+    asyncore.loop(DEADLINE)
+    assert sum(map(len, reader.octets)) == 10_000
+    assert reader.closed
+
+
+def test_what_an_exit_keeps_from_being_done_is_done_the_next_time(pair):
+    Reader(pair[0])
+    done = []
+
+    def leave():
+        raise asyncore.ExitNow
+
+    with open_desk(asyncore.socket_map) as desk:
+        desk.leave(leave)
+        desk.leave(lambda: done.append(1))
+        with pytest.raises(asyncore.ExitNow):
+            asyncore.loop()
+        assert not done
+        asyncore.loop(DEADLINE, count=1)
+    assert done == [1]
 
 
 @pytest.mark.parametrize("name", ["a message", "a pipeline"])
@@ -145,9 +173,17 @@ def test_map_of_its_own(pair):
 def test_loop_that_waits_sees_what_another_thread_adds_and_closes(pair):
     ours, theirs = pair
     idle = socket.socketpair()
-    first = Reader(idle[0])
-    thread = threading.Thread(target=asyncore.loop)
+    asked = []
+
+    class Idle(Reader):
+        def readable(self):
+            asked.append(1)
+            return True
+
+    first = Idle(idle[0])
+    thread = threading.Thread(target=asyncore.loop, kwargs={"timeout": 4 * DEADLINE})
     thread.start()
+    until(lambda: asked, "the wait")
     second = Reader(ours)
     theirs.send(b"one")
     until(lambda: second.octets, "the octets of the second")

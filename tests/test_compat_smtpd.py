@@ -351,6 +351,31 @@ def test_server_listens_from_its_construction_on(no_leaks):
         socket.create_connection((host, port), DEADLINE)
 
 
+def test_methods_that_programs_override_are_called(no_leaks):
+    class Overriding(Server):
+        called = ()
+
+        def set_reuse_addr(self):
+            self.called += ("set_reuse_addr",)
+
+        def add_channel(self, map=None):
+            self.called += ("add_channel",)
+            super().add_channel(map)
+
+        def bind(self, addr):
+            self.called += ("bind",)
+            super().bind(addr)
+
+        def listen(self, num):
+            self.called += ("listen",)
+            super().listen(num)
+
+    server = make(Overriding)
+    assert server.called == ("add_channel", "set_reuse_addr", "bind", "listen")
+    assert server.accepting
+    server.close()
+
+
 def test_address_that_is_taken_is_an_error_and_leaves_nothing(no_leaks):
     with socket.create_server(LOOPBACK) as taken, pytest.raises(OSError, match="in use"):
         smtpd.SMTPServer(taken.getsockname(), None)
