@@ -438,6 +438,20 @@ def test_output_waits_for_room_and_closes_when_done(pair):
     assert got == data + b"the end"
 
 
+def test_send_that_is_overridden_may_say_nothing(pair):
+    class Silenced(Chat):
+        silent = True
+
+        def send(self, data):
+            return None if self.silent else super().send(data)
+
+    chat = Silenced(pair[0])
+    chat.push(b"one")
+    chat.silent = False
+    asyncore.loop(DEADLINE, count=1)
+    assert pair[1].recv(64) == b"one"
+
+
 def test_only_octets_are_pushed(pair):
     chat = Chat(pair[0])
     with pytest.raises(TypeError):

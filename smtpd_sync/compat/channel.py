@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import codecs
 import collections
+import contextlib
 import socket
 from typing import Any, DefaultDict, Dict, List, Optional
 
@@ -107,11 +108,13 @@ class Channel(asynchat.async_chat):
 
     def _begin_session(self) -> None:
         """Greet, and have a thread wait for what the client says."""
+        greeting = f"220 {self.fqdn} {VERSION}"
         if not isinstance(self.socket, socket.socket):
-            self.push(f"220 {self.fqdn} {VERSION}")
+            self.push(greeting)  # whoever made it feeds it
             return
         if self.socket.family in (socket.AF_INET, socket.AF_INET6):
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # the client has gone already
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         backstage = getattr(self.smtp_server, "_backstage", None)
         passing = None
         if not isinstance(backstage, Backstage):  # a server of another kind
@@ -123,7 +126,7 @@ class Channel(asynchat.async_chat):
         except Reject as reject:
             self.turn_away(reject.reply)
         else:
-            self.push(f"220 {self.fqdn} {VERSION}")
+            self.push(greeting)
             self._smtp_line.begin()
         if passing is not None:
             passing.retire()
