@@ -630,6 +630,20 @@ def test_channel_that_is_closed_hangs_up(loop, speak):
     until(lambda: channel.socket.fileno() == -1, "the close of the socket")
 
 
+def test_channel_that_is_closed_before_it_has_greeted_leaves_nothing(no_leaks, monkeypatch):
+    server = make()
+
+    def close():
+        asyncore.close_all()  # as another thread may do just now
+        return "mx.example"
+
+    monkeypatch.setattr(socket, "getfqdn", close)
+    client = Speaker(server)
+    asyncore.loop(timeout=DEADLINE)
+    assert client.reply() is None
+    client.close()
+
+
 def test_channel_that_is_closed_reads_no_more(loop, speak):
     class Channel(smtpd.SMTPChannel):
         def smtp_LEAVE(self, arg):

@@ -126,6 +126,9 @@ class Channel(asynchat.async_chat):
         except Reject as reject:
             self.turn_away(reject.reply)
         else:
+            if self._fileno is None:  # another thread has closed it meanwhile
+                self._smtp_line.release()
+                return
             self.push(greeting)
             self._smtp_line.begin()
         if passing is not None:
@@ -188,10 +191,12 @@ class Channel(asynchat.async_chat):
         """Close it: the thread hangs up, so that the last reply arrives."""
         if self._smtp_line is None:
             super().close()
-            return
-        self.connected = self.accepting = self.connecting = False
-        self.del_channel()
-        self._smtp_line.release()
+        else:
+            self.connected = self.accepting = self.connecting = False
+            self.del_channel()
+        # Looked at again: the loop may have just begun the session that another thread closes.
+        if self._smtp_line is not None:
+            self._smtp_line.release()
 
     def push(self, msg: str) -> None:
         """Send a reply: a line without its end."""
