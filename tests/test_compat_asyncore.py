@@ -258,6 +258,18 @@ def test_close_all_raises_unless_it_forgives(pair):
     assert not asyncore.socket_map
 
 
+def test_close_all_forgets_nobody_that_it_has_not_closed(pair):
+    class Last(Reader):
+        def close(self):
+            super().close()
+            added.append(Reader(pair[1]))  # as another thread may do just now
+
+    added = []
+    Last(pair[0])
+    asyncore.close_all()
+    assert list(asyncore.socket_map.values()) == added
+
+
 def test_dispatchers_serve_and_connect(capsys):
     """A listener and its client, in one map."""
     said = []

@@ -169,7 +169,7 @@ def close_all(map: Optional[Map] = None, ignore_all: bool = False) -> None:
     """Close the dispatchers of ``map``; ``ignore_all`` forgives what they raise."""
     if map is None:
         map = socket_map
-    for channel in list(map.values()):
+    for descriptor, channel in list(map.items()):
         try:
             channel.close()
         except FATAL:
@@ -177,4 +177,5 @@ def close_all(map: Optional[Map] = None, ignore_all: bool = False) -> None:
         except Exception as error:
             if not ignore_all and getattr(error, "errno", None) != errno.EBADF:
                 raise
-    map.clear()
+        # One by one: what a loop in another thread adds meanwhile is not closed, and stays.
+        map.pop(descriptor, None)
