@@ -38,6 +38,7 @@ class Backstage:
     """The pieces of our server, without the part that accepts and the part that speaks."""
 
     stopping = False
+    send_at_once = None  # it is the channel that sends
 
     def __init__(self, limits: Limits) -> None:
         options = {name: option.default for name, option in OPTIONS.items()}
