@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["asynchat", "asyncore", "handler", "smtpd"]
+__all__ = ["AuthResult", "LoginPassword", "asynchat", "asyncore", "handler", "smtpd"]
 
-NAMES = {"handler": "handlers"}
+NAMES = dict.fromkeys(("AuthResult", "LoginPassword", "handler"), "handlers")
 """What is in a module, and not one: name -> module."""
 MODULES = ("asynchat", "asyncore", "smtpd")
 
