@@ -1,6 +1,7 @@
 """Handler objects as aiosmtpd has them, with plain functions as hooks, served by ours."""
 
 import base64
+import copy
 import functools
 import threading
 
@@ -620,7 +621,8 @@ class Judge:
     def note(self, what, session, envelope, *more):
         names = ("mail_from", "mail_options", "rcpt_tos", "rcpt_options", "smtp_utf8", "content")
         about = (session.host_name, session.extended_smtp, session.authenticated)
-        self.seen.append((what, about, *(getattr(envelope, name) for name in names), *more))
+        seen = [getattr(envelope, name) for name in names]
+        self.seen.append((what, *about, *copy.deepcopy(seen), *more))
 
     def handle_HELO(self, server, session, envelope, hostname):
         self.note("HELO", session, envelope, hostname)
