@@ -4,6 +4,7 @@ A comment ``.. test: KIND [NAME]`` stands before a code block that needs more th
 ``.. table-name: NAME`` before a table that is compared.
 """
 
+import contextlib
 import email.parser
 import inspect
 import json
@@ -20,11 +21,27 @@ import sys
 import textwrap
 
 import pytest
-from support import DEADLINE, ROOT, Program
+from peers import free_port
+from support import DEADLINE, ROOT, Program, until
 
-from smtpd_sync import BATTERIES, Limits, SMTPServer, __all__, discard, hooks, queuecli, reply
+from smtpd_sync import (
+    BATTERIES,
+    Limits,
+    SMTPHandler,
+    SMTPServer,
+    __all__,
+    discard,
+    envelope,
+    hooks,
+    queuecli,
+    reply,
+    session,
+)
 from smtpd_sync.cli import parser
 from smtpd_sync.command import VERBS
+from smtpd_sync.compat import __main__ as codemod
+from smtpd_sync.compat import adapter, handlers, smtpd, smtpdcli
+from smtpd_sync.compat.codemod import convert
 from smtpd_sync.extensions import EXTENSIONS, future_release
 from smtpd_sync.faultkinds import COMMANDS, KINDS
 from smtpd_sync.faults import Faults
@@ -136,7 +153,7 @@ def test_every_python_block_is_run_by_some_test():
     kinds = {
         parts[0] if parts else None for _, parts, language, _ in BLOCKS if language == "python"
     }
-    assert kinds == {"run", "serve", "tls-client"}
+    assert kinds == {"run", "serve", "tls-client", "moving"}
     assert len(BLOCKS) == README.count(".. code-block::") >= 18
     assert README.count(".. test: ") == sum(bool(parts) for _, parts, _, _ in BLOCKS)
 
@@ -193,6 +210,123 @@ def test_dict_get_is_the_trap_that_the_manual_says(serve, connect):
     client.ask("MAIL FROM:<a@x.example>")
     assert client.ask("RCPT TO:<eve@example.com>").startswith("250 ")
     assert client.ask("RCPT TO:<bob@example.com>").startswith("451 4.3.0 ")
+
+
+# -- coming from elsewhere -----------------------------------------------------------------------
+
+
+def moving(*what):
+    """Give the code of a block ``.. test: moving ...``."""
+    ((_, code),) = (p.values for p in of_kind("moving") if p.values[0] == list(what))
+    return code
+
+
+OURS_FOR_THEIRS = """\
+import sys
+from smtpd_sync.compat import asyncore, smtpd
+sys.modules.update(asyncore=asyncore, smtpd=smtpd)
+"""
+
+
+def moved(name, when, head=""):
+    """Run a block, and send it mail; give the replies that differ, and what it prints."""
+    port = free_port()
+    code = head + moving(name, when).replace("8025", str(port))
+    with Program("-W", "error", "-u", "-c", code) as program:
+
+        def connected():
+            assert program.process.poll() is None, (program.finish(), program.errors)
+            with contextlib.suppress(OSError):
+                return smtplib.SMTP("127.0.0.1", port, timeout=DEADLINE)
+
+        with until(connected, "a server") as client:
+            assert client.sendmail(SENDER, [RECIPIENT], MESSAGE) == {}
+            with pytest.raises(smtplib.SMTPDataError) as refused:
+                client.sendmail(SENDER, [RECIPIENT], "spam\r\n")
+            client.helo()
+            client.mail(SENDER)
+            code, _ = client.rcpt("eve@elsewhere.example")
+        program.signal(signal.SIGTERM)
+        program.finish()
+        return refused.value.smtp_code, code, program.remaining().decode().split()
+
+
+PRINTED = [SENDER, f"['{RECIPIENT}']"]
+PRINTED = [*PRINTED, "Subject:", "hi", "Hello", *PRINTED, "spam"]
+
+
+@pytest.mark.parametrize("when", ["before", "after", "own"])
+def test_move_from_smtpd(when, directory):
+    head = OURS_FOR_THEIRS if when == "before" else ""
+    assert moved("smtpd", when, head) == (554, 250, PRINTED)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="smtpd is no more")
+def test_move_from_smtpd_begins_with_what_was_true(directory):
+    old = "import warnings\nwarnings.simplefilter('ignore')\n"
+    assert moved("smtpd", "before", old) == (554, 250, PRINTED)
+
+
+def test_move_from_smtpd_is_what_the_codemod_does():
+    assert convert(moving("smtpd", "before")) == (moving("smtpd", "after"), [])
+
+
+@pytest.mark.parametrize("when", ["after", "own"])
+def test_move_from_aiosmtpd(when, directory):
+    assert moved("aiosmtpd", when) == (554, 550, PRINTED)
+
+
+@pytest.mark.interop
+def test_move_from_aiosmtpd_begins_with_what_is_true(directory):
+    pytest.importorskip("aiosmtpd", reason="aiosmtpd is not installed")
+    assert moved("aiosmtpd", "before") == (554, 550, PRINTED)
+
+
+def test_move_from_aiosmtpd_takes_async_away():
+    before, after = moving("aiosmtpd", "before"), moving("aiosmtpd", "after")
+    (old,), (new,) = (re.findall("^class .+?^(?=[A-Z])", c, re.M | re.S) for c in (before, after))
+    assert old.replace("async def", "def") == new
+
+
+def test_commands_of_the_compat_package_are_accepted(monkeypatch):
+    *codemods, last = (shlex.split(line)[1:] for line in lone("compat-commands").splitlines())
+    for dash, module, *arguments in codemods:
+        assert (dash, module) == ("-m", "smtpd_sync.compat")
+        assert codemod.parser().parse_args(arguments).paths == ["src", "tests"]
+    assert last[:2] == ["-m", "smtpd_sync.compat.smtpd"]
+    monkeypatch.setattr(sys, "argv", last[1:])
+    options = smtpdcli.parseargs()
+    assert (options.setuid, options.classname) == (False, "DebuggingServer")
+    assert (options.localhost, options.localport) == ("localhost", 1025)
+
+
+def test_names_that_one_comes_from_are_those_of_the_code():
+    left = "".join(row[0] for row in table("from-smtpd"))
+    assert {name for name in smtpd.__all__ if name not in left} == {"SMTPChannel"}
+    left = "".join(row[0] for row in table("from-aiosmtpd"))
+    about = {f"session.{name}" for name in ("peer", "host_name", "extended_smtp", "ssl")}
+    about |= {f"envelope.{name}" for name in vars(adapter.Envelope())}
+    assert {name for name in {*handlers.HOOKS, *handlers.INSTEAD, *about} if name not in left} == (
+        set()
+    )
+
+
+PLAIN = ("None", '""', "bytes", "with", "return False", "python3 -m smtpd_sync")
+
+
+@pytest.mark.parametrize("name", ["from-smtpd", "from-aiosmtpd"])
+def test_names_that_one_comes_to_are_those_of_the_code(name):
+    """Of a dotted name the last is looked up, of a call what is called."""
+    arguments = ", ".join(hooks.HOOKS.values()).split(", ")
+    known = {*__all__, *OPTIONS, *hooks.HOOKS, *arguments, *Limits._fields, "handler"}
+    for each in (SMTPServer, SMTPHandler, session.Session(), envelope.Envelope):
+        known.update(dir(each))
+    for _, cell in table(name):
+        for literal in literals(cell):
+            if literal in PLAIN or literal.endswith(".decode()"):
+                continue
+            found = re.match(r"(?:raise |self\.|limits=|deliver=)*([\w.]+)", literal)
+            assert found[1].rpartition(".")[2] in known, literal
 
 
 # -- commands ------------------------------------------------------------------------------------
