@@ -82,7 +82,7 @@ LEFT = [
     "log('smtpd'); patch('my.smtpd.X'); setattr(self, 'smtpd', 1)",
     "sys.modules['smtpd'] = mine",
     "run(['-m', 'smtpd_sync.compat.smtpd'])",
-    "patch('smtpd and more'); patch(); patch(1)",
+    "patch('smtpd and more'); patch('smtpd.x and more'); patch(); patch(1)",
 ]
 
 TROUBLES = {
@@ -200,6 +200,22 @@ def test_changed_program_does_what_it_did():
 def test_no_program_is_an_error(bad):
     with pytest.raises((SyntaxError, ValueError)):
         convert(bad)
+
+
+@pytest.mark.parametrize(
+    "deep",
+    [
+        f"import smtpd\nx = {'-' * 100_000}1",
+        pytest.param(
+            f"import smtpd\nsmtpd{'.x' * 100_000}",
+            marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python can do that"),
+        ),
+    ],
+    ids=["unary", "attributes"],
+)
+def test_program_that_is_nested_too_deeply_is_an_error(deep):
+    with pytest.raises(ValueError, match="nested too deeply"):
+        convert(deep)
 
 
 # -- files ---------------------------------------------------------------------------------------

@@ -56,7 +56,6 @@ def convert(text: str, beside: Collection[str] = ()) -> Tuple[str, List[Trouble]
     finder = Finder(text, beside)
     for edit in sorted(finder.edits, reverse=True):
         text = text[: edit.start] + edit.text + text[edit.end :]
-    parsed(text)
     return text, sorted(set(finder.troubles))
 
 
