@@ -514,6 +514,7 @@ except AttributeError as error:
 ORDER = (
     *("desk", "polling", "filewrapper", "asyncore", "asynchat"),
     *("backstage", "channel", "verbs", "smtpd", "smtpdcli"),
+    *("adapter", "handlers", "codemod"),
 )
 
 

@@ -39,7 +39,6 @@ LAYERS = (
     (
         *("service", "show", "process", "queuecli", "cli"),
         *("faultkinds", "faultplan", "faults", "faultflags", "flagvalues", "flags"),
-        *("certificates", "caught", "testing"),
     ),
 )
 CORE = LAYERS[0]
