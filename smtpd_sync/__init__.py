@@ -12,27 +12,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from .envelope import TLS, Envelope, Peer
-from .extensions import Extension, Parameter, deliver_by, future_release, mt_priority
-from .handler import SMTPHandler
-from .hooks import discard
-from .limits import Limits
-from .listening import UnixSocket, systemd_sockets
-from .reply import Disconnect, Reject, Reply
-from .sasl import Credentials, ScramKeys
-from .server import SMTPServer
-from .service import cget, configure, start, stop, stopped
-from .session import Session
-from .syntax import Mailbox
+from typing import TYPE_CHECKING, Any, List
 
 if TYPE_CHECKING:
+    from .envelope import TLS, Envelope, Peer
+    from .extensions import Extension, Parameter, deliver_by, future_release, mt_priority
+    from .handler import SMTPHandler
+    from .hooks import discard
+    from .limits import Limits
+    from .listening import UnixSocket, systemd_sockets
     from .mailbox import JsonLines, Mbox
     from .pipe import Pipe
     from .relay import Relay
+    from .reply import Disconnect, Reject, Reply
+    from .sasl import Credentials, ScramKeys
+    from .server import SMTPServer
+    from .service import cget, configure, start, stop, stopped
+    from .session import Session
     from .spool import Spool
     from .store import Files, Maildir, Memory
+    from .syntax import Mailbox
 
 __all__ = [
     "TLS",
@@ -84,14 +83,37 @@ BATTERIES = {
     "Relay": "relay",
     "Spool": "spool",
 }
-"""Imported when they are asked for: class -> module."""
+"""Battery -> the module it is in."""
+
+HOMES = {
+    **BATTERIES,
+    **dict.fromkeys(("Envelope", "Peer", "TLS"), "envelope"),
+    **dict.fromkeys(("Extension", "Parameter"), "extensions"),
+    **dict.fromkeys(("deliver_by", "future_release", "mt_priority"), "extensions"),
+    "SMTPHandler": "handler",
+    "discard": "hooks",
+    "Limits": "limits",
+    **dict.fromkeys(("UnixSocket", "systemd_sockets"), "listening"),
+    **dict.fromkeys(("Disconnect", "Reject", "Reply"), "reply"),
+    **dict.fromkeys(("Credentials", "ScramKeys"), "sasl"),
+    "SMTPServer": "server",
+    **dict.fromkeys(("cget", "configure", "start", "stop", "stopped"), "service"),
+    "Session": "session",
+    "Mailbox": "syntax",
+}
+"""Public name -> the module it is in. Each is imported when it is asked for (PEP 562)."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a battery."""
-    if name not in BATTERIES:
+    """Import a public name."""
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    found = globals()[name] = getattr(import_module(f".{BATTERIES[name]}", __name__), name)
+    found = globals()[name] = getattr(import_module(f".{HOMES[name]}", __name__), name)
     return found
+
+
+def __dir__() -> List[str]:
+    """Name what is public, imported or not."""
+    return sorted({*globals(), *__all__})

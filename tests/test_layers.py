@@ -141,10 +141,41 @@ def run(program):
 COSTLY = ("email", "json", "dataclasses", "asyncio", "typing_extensions", "argparse", "ssl")
 
 
-def test_import_costs_little():
-    loaded = run("import sys, smtpd_sync; print(*sys.modules)").split()
+def test_import_of_a_server_costs_little():
+    loaded = run("import sys; from smtpd_sync import SMTPServer; print(*sys.modules)").split()
     assert "smtpd_sync.server" in loaded
     assert not set(COSTLY) & set(loaded)
+
+
+def test_import_of_the_package_alone_loads_nothing_else_of_it():
+    loaded = run("import sys, smtpd_sync; print(*sys.modules)").split()
+    assert [name for name in loaded if name.startswith("smtpd_sync")] == ["smtpd_sync"]
+
+
+def test_public_names_come_from_where_type_checkers_see_them():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    (block,) = (node for node in tree.body if is_type_checking(node))
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == smtpd_sync.HOMES
+    assert {*seen, "__version__"} == set(smtpd_sync.__all__)
+
+
+def test_no_public_name_is_that_of_a_module():
+    assert not set(smtpd_sync.__all__) & set(MODULES)  # which, once imported, would hide it
+
+
+def test_public_names_are_listed_before_they_are_imported():
+    program = """
+import smtpd_sync
+before = set(dir(smtpd_sync))
+assert {*smtpd_sync.__all__, "__doc__"} <= before, before
+assert "SMTPServer" not in vars(smtpd_sync)
+from smtpd_sync import *
+assert smtpd_sync.stop is stop and smtpd_sync.SMTPServer is SMTPServer
+assert set(smtpd_sync.__all__) - {"__version__"} <= set(vars())
+print(getattr(smtpd_sync, "nothing", "none"))
+"""
+    assert run(program) == "none\n"
 
 
 def test_core_stands_alone():
