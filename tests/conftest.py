@@ -9,6 +9,8 @@ from support import LOOPBACK, Client, Inbox, Program, descriptors, make_certific
 
 from smtpd_sync import SMTPHandler, SMTPServer
 
+pytest_plugins = ["smtpd_sync.pytest_plugin", "pytester"]  # once, though it be installed, too
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in its background so, and our programs would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
