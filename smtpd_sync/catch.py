@@ -193,7 +193,7 @@ class Catch:
         seen = 0
         while True:
             with self.news:
-                while self._arrived == seen and (left := due - monotonic()) > 0:
+                while len(found) < n and self._arrived == seen and (left := due - monotonic()) > 0:
                     self.news.wait(left)
                 # What was cleared or dropped before anybody looked at it has not come.
                 new = self._messages[max(0, len(self._messages) + seen - self._arrived) :]

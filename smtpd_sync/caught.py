@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Attachment", "CaughtMail"]
 
-URL = re.compile(r"https?://[^\s<>\"'`{}|\\^]+", re.IGNORECASE)
+URL = re.compile(r"https?://[\w\[][^\s<>\"'`{}|\\^]+", re.IGNORECASE)
 HREF = re.compile(r"""\bhref\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"']+))""", re.IGNORECASE)
 ENDS_A_SENTENCE = ".,;:!?"
 AS_IT_CAME = FORGIVING.clone(refold_source="none")
@@ -143,13 +143,13 @@ def attachment_of(part: EmailMessage) -> Attachment:
     """Read a part that is no body."""
     name, kind = described(part)
     if part.is_multipart():
-        content = b"".join(octets(each) for each in part.get_payload())  # type: ignore[arg-type]
+        content = b"".join(written(each) for each in part.get_payload())  # type: ignore[arg-type]
     else:
         content = octets_of(part)
     return Attachment(clean(name or ""), kind, content)
 
 
-def octets(message: EmailMessage) -> bytes:
+def written(message: EmailMessage) -> bytes:
     """Write a message inside another out again."""
     try:
         return message.as_bytes(policy=AS_IT_CAME)
@@ -158,8 +158,12 @@ def octets(message: EmailMessage) -> bytes:
 
 
 def clean(text: str) -> str:
-    """Give text that can be encoded: octets that are no UTF-8 become U+FFFD."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """Give text that can be encoded: what is no Unicode becomes U+FFFD."""
+    try:
+        octets = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair, as UTF-7 can bring it
+        octets = text.encode("utf-8", "surrogatepass")
+    return octets.decode("utf-8", "replace")
 
 
 def trimmed(url: str) -> str:
