@@ -9,10 +9,10 @@ import re
 from datetime import datetime, timezone
 from email.message import EmailMessage
 from functools import cached_property
-from typing import TYPE_CHECKING, Iterator, List, Optional
+from typing import TYPE_CHECKING, List, Optional
 
 from .envelope import TLS, Envelope, Parameters, Peer
-from .reading import FORGIVING, Attachment, described, hidden, octets_of, parsed, text_of
+from .reading import FORGIVING, Attachment, described, hidden, leaves, octets_of, parsed, text_of
 
 if TYPE_CHECKING:
     from .session import Session
@@ -95,7 +95,9 @@ class CaughtMail:
     def attachments(self) -> List[Attachment]:
         """The parts that are no body, in order: each has ``name``, ``type`` and ``content``."""
         return [
-            Attachment(*attachment_of(part)) for part in leaves(self.message) if not body_type(part)
+            Attachment(*attachment_of(part))
+            for part in leaves(self.message, forwarded=False)
+            if not body_type(part)
         ]
 
     def links(self) -> List[str]:
@@ -109,24 +111,12 @@ class CaughtMail:
         return list(dict.fromkeys(found))
 
     def _body(self, kind: str) -> str:
-        texts = [text_of(part) for part in leaves(self.message) if body_type(part) == kind]
+        texts = [
+            text_of(part)
+            for part in leaves(self.message, forwarded=False)
+            if body_type(part) == kind
+        ]
         return clean("\n".join(texts)).replace("\r\n", "\n")
-
-
-def leaves(message: EmailMessage) -> Iterator[EmailMessage]:
-    """Give the parts that are no multipart; a forwarded message is one part."""
-    waiting: List[EmailMessage] = [message]
-    while waiting:
-        part = waiting.pop()
-        if part.is_multipart() and not forwarded(part):
-            waiting.extend(reversed(part.get_payload()))  # type: ignore[arg-type]
-        else:
-            yield part
-
-
-def forwarded(part: EmailMessage) -> bool:
-    """Tell whether a part holds a message, or several, as in a report of delivery."""
-    return described(part)[1].startswith("message/")
 
 
 def body_type(part: EmailMessage) -> str:

@@ -123,7 +123,7 @@ def discard(sender: Mailbox, recipients: List[Mailbox], data: bytes) -> None:
 
 def any_credentials(credentials: Credentials) -> str:
     """Let everybody in: the hook ``authenticate`` for tests of clients."""
-    return credentials.username or "anybody"
+    return credentials.authzid or credentials.username or "anybody"
 
 
 def hooked(base: Type[SMTPHandler], hooks: Mapping[str, Any]) -> Type[SMTPHandler]:

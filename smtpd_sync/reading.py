@@ -64,15 +64,23 @@ def hidden(recipients: Iterable[Recipient], message: EmailMessage) -> List[Recip
     return [recipient for recipient in recipients if recipient.lower() not in named]
 
 
-def leaves(message: EmailMessage) -> Iterator[EmailMessage]:
-    """Give the parts that have no parts, in order."""
+def leaves(message: EmailMessage, *, forwarded: bool = True) -> Iterator[EmailMessage]:
+    """Give the parts that have no parts, in order; those of a ``forwarded`` message, too.
+
+    Else that is one part.
+    """
     waiting = [message]
     while waiting:
         part = waiting.pop()
-        if part.is_multipart():
+        if part.is_multipart() and (forwarded or not is_forwarded(part)):
             waiting.extend(reversed(part.get_payload()))  # type: ignore[arg-type]
         else:
             yield part
+
+
+def is_forwarded(part: EmailMessage) -> bool:
+    """Tell whether a part holds a message, or several, as in a report of delivery."""
+    return described(part)[1].startswith("message/")
 
 
 def text_of(part: EmailMessage) -> str:

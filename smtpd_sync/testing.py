@@ -30,7 +30,7 @@ from .catch import Catch, Catching, NoMail
 from .caught import CaughtMail
 from .faults import Faults
 from .handler import SMTPHandler
-from .hooks import DELIVERIES
+from .hooks import DELIVERIES, any_credentials
 from .limits import Limits
 from .server import SMTPServer
 
@@ -203,7 +203,7 @@ def login(auth: Auth) -> Dict[str, Any]:
     if auth is None or auth is False:
         return {}
     if auth is True or auth == "any":
-        return {"authenticate": anybody}
+        return {"authenticate": any_credentials}
     if callable(auth):
         return {"authenticate": auth}
     if isinstance(auth, Mapping):
@@ -212,11 +212,6 @@ def login(auth: Auth) -> Dict[str, Any]:
         'auth: None, True or "any", a dict of names and passwords, or a callable that gets the '
         f"credentials; not {auth!r}"
     )
-
-
-def anybody(credentials: Credentials) -> str:
-    """Let in whoever comes, under the name given."""
-    return credentials.authzid or credentials.username or "anybody"
 
 
 class MailCatcherMixin(TestCase):
