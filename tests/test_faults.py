@@ -296,6 +296,23 @@ def test_delay_holds_nobody_else_and_ends_with_the_server(plan, serve_faults, co
     assert len(inbox.messages) == 2
 
 
+def test_no_delay_begins_while_the_server_stops(plan, serve_faults, connect, inbox):
+    held = plan.delay("DATA", 100_000)
+    server = serve_faults(plan)
+    client = connect(server)
+    for line in WAY["RCPT"]:
+        client.send(f"{line}\r\n".encode())
+        client.reply()
+    until(lambda: client.reply().startswith("250 2.1.5"))
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    until(lambda: server.stopping)
+    for line in ("DATA", "hello\r\n."):
+        assert client.ask(line)[0] in "23"
+    stopping.join()
+    assert held.fired == 1
+
+
 def test_stalled_replies_drip(plan, serve_faults, connect):
     server = serve_faults(plan)
     whole = connect(server).hello()
@@ -545,7 +562,9 @@ def test_faults_go_when_they_are_removed(plan, serve_faults, connect):
     assert [entry["on"] for entry in plan.to_data()] == ["NOOP", "RSET"]
     kept.remove()
     assert [entry["on"] for entry in plan.to_data()] == ["RSET"]
+    gone = plan.fail("NOOP")
     plan.no_faults()
+    assert gone.removed
     assert plan.to_data() == []
     assert client.ask("RSET").startswith("250 ")
 
