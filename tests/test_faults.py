@@ -296,20 +296,31 @@ def test_delay_holds_nobody_else_and_ends_with_the_server(plan, serve_faults, co
     assert len(inbox.messages) == 2
 
 
-def test_no_delay_begins_while_the_server_stops(plan, serve_faults, connect, inbox):
-    held = plan.delay("DATA", 100_000)
-    server = serve_faults(plan)
-    client = connect(server)
-    for line in WAY["RCPT"]:
-        client.send(f"{line}\r\n".encode())
-        client.reply()
-    until(lambda: client.reply().startswith("250 2.1.5"))
+def test_no_delay_begins_while_the_server_stops(plan, serve_faults, connect):
+    hold, begun, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    class Late(SMTPHandler):
+        def setup(self):
+            if hold.is_set():
+                begun.set()
+                go_on.wait(DEADLINE)
+            super().setup()
+
+    server = serve_faults(plan, Late)
+    idle = connect(server)
+    idle.hello()
+    hold.set()
+    late = connect(server)
+    held = plan.delay("CONNECT", 100_000)
+    assert begun.wait(DEADLINE)
     stopping = threading.Thread(target=server.stop)
+    began = time.monotonic()
     stopping.start()
-    until(lambda: server.stopping)
-    for line in ("DATA", "hello\r\n."):
-        assert client.ask(line)[0] in "23"
+    assert idle.reply().startswith("421 ")  # all that were there have been told
+    go_on.set()
+    assert late.reply().startswith("220 ")
     stopping.join()
+    assert time.monotonic() - began < SOON
     assert held.fired == 1
 
 
