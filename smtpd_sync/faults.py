@@ -126,7 +126,6 @@ class Faults:
         with self._faults_lock:
             for fault in self._faults:
                 fault.remove()
-            self._faults.clear()
 
     # -- the plan ----------------------------------------------------------------------------
 
@@ -186,11 +185,11 @@ class FaultyHandler(SMTPHandler):
         outcome = due.get("outcome")
         reply = super().answer(event) if outcome is None else self._refuse(event, outcome.reply)
         if outcome is not None and outcome.kind == "drop":
-            return self._break_off(reply, 0)
-        if "hide" in due and isinstance(reply, Reply) and reply.code < 400:
+            return self._break_off(event, reply, 0)
+        if "hide" in due and isinstance(reply, Reply):
             reply = without(due["hide"].value, reply)
         if "cut" in due:
-            return self._break_off(reply, due["cut"].value)
+            return self._break_off(event, reply, due["cut"].value)
         return reply
 
     def _facts(self, event: Command) -> Facts:
@@ -211,10 +210,15 @@ class FaultyHandler(SMTPHandler):
         self.command = event
         return reply
 
-    def _break_off(self, reply: Union[Reply, List[Reply]], octets: Optional[int]) -> Reply:
+    def _break_off(
+        self, event: Command, reply: Union[Reply, List[Reply]], octets: Optional[int]
+    ) -> Reply:
         self._hanging_up = self._broken_off = True
         self._reason = BROKEN_OFF
-        return Fragment([reply] if isinstance(reply, Reply) else reply, octets)
+        if isinstance(reply, Reply):
+            each = self.settings.lmtp and event.verb == "message"  # RFC 2033 4.2
+            reply = [reply] * (len(self.envelope.recipients) if each else 1)
+        return Fragment(reply, octets)
 
     def finish(self) -> None:
         """Close the connection; where it breaks off, without TLS's word of goodbye."""
@@ -231,11 +235,6 @@ class FaultyHandler(SMTPHandler):
     def stop(self) -> None:
         """The server stops: no delay goes on."""
         super().stop()
-        self._roused.set()
-
-    def abort(self) -> None:
-        """End every wait, and the connection."""
-        super().abort()
         self._roused.set()
 
     def _send(self, data: bytes) -> None:

@@ -159,7 +159,7 @@ def test_what_is_refused_anyway_comes_to_no_plan(plan, serve_faults, connect):
 def test_lmtp_fails_for_each_recipient(plan, serve, connect, inbox):
     plan.fail("EHLO", 450, times=1)  # LHLO is its EHLO
     plan.fail("EOM", 451, "later", times=1)
-    plan.truncate_reply("EOM", 9)
+    plan.truncate_reply("EOM", 24)
     client = connect(serve(plan.handler(), lmtp=True))
     client.reply()
     assert client.ask("LHLO client.example").startswith("450 ")
@@ -167,7 +167,7 @@ def test_lmtp_fails_for_each_recipient(plan, serve, connect, inbox):
     for line in (MAIL, RCPT, RCPT, "DATA"):
         client.ask(line)
     client.send(b"hello\r\n.\r\n")
-    assert client.rest() == b"451 4.0.0"
+    assert client.rest() == b"451 4.0.0 later\r\n451 4.0"
     assert inbox.messages == []
 
 
@@ -342,6 +342,19 @@ def test_everything_stalls_where_no_command_is_named(plan, serve_faults, connect
     client.hello()
     client.ask("VRFY someone")
     assert fault.fired == 3
+    facts = dict.fromkeys(("helo", "user", "sender", "to"), ())
+    assert fault.is_due("NOOP", facts)
+    assert not fault.is_due("TLS", facts)  # there is no reply in a handshake
+
+
+def test_only_the_reply_to_the_command_stalls(plan, serve_faults, connect):
+    plan.stall(20, "HELO")
+    plan.fail("HELO", 450, "x")
+    client = connect(serve_faults(plan))
+    assert reply_to(client, "HELO") == "450 x"
+    began = time.monotonic()
+    assert len(client.ask(EHLO)) > 10 * 20
+    assert time.monotonic() - began < SOON
 
 
 def test_stall_ends_when_the_client_leaves(plan, serve_faults, connect):
@@ -617,6 +630,34 @@ def test_handler_keeps_its_hooks(plan, serve_faults, connect):
     assert seen == [["b@y.example"]]
 
 
+def test_replies_of_a_handler_to_each_recipient_are_cut_as_one(plan, serve, connect):
+    class Mine(SMTPHandler):
+        def deliver(self, sender, recipients, data):
+            return ["one", "two"]
+
+    plan.truncate_reply("EOM", 19)
+    client = connect(serve(plan.handler(Mine), lmtp=True))
+    client.reply()
+    for line in ("LHLO client.example", MAIL, RCPT, RCPT, "DATA"):
+        client.ask(line)
+    client.send(b"hello\r\n.\r\n")
+    assert client.rest() == b"250 2.0.0 one\r\n250 "
+
+
+def test_hooks_see_what_was_refused(plan, serve_faults, connect):
+    seen = []
+
+    class Mine(SMTPHandler):
+        def session_ended(self, reason):
+            seen.append(self.command.verb)
+
+    plan.fail("NOOP", 421)
+    client = connect(serve_faults(plan, Mine))
+    reply_to(client, "NOOP")
+    client.close()
+    assert until(lambda: seen) == ["NOOP"]
+
+
 def test_other_servers_of_the_handler_have_no_faults(plan, serve, connect):
     plan.fail("NOOP", 450)
     plan.handler(SMTPHandler)
@@ -704,6 +745,8 @@ WRONG = [
     ([{"on": "RCPT", "drop": 1}], "drop: True, not 1"),
     ([{"on": "RCPT", "delay": -1}], "delay: seconds"),
     ([{"on": "RCPT", "delay": "1"}], "delay: seconds"),
+    ([{"on": "RCPT", "delay": True}], "delay: seconds"),
+    ('[{"stall": Infinity}]', "stall: octets per second"),
     ('[{"on": "RCPT", "delay": Infinity}]', "delay: seconds"),
     ('[{"on": "RCPT", "delay": NaN}]', "delay: seconds"),
     ([{"on": "RCPT", "stall": 0}], "stall: octets per second"),
