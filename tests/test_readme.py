@@ -50,6 +50,7 @@ from smtpd_sync.options import OPTIONS
 from smtpd_sync.rules import rules
 from smtpd_sync.sasl import MECHANISMS
 from smtpd_sync.stats import COUNTERS
+from smtpd_sync.testing import MailCatcher
 
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
 MESSAGE = "Subject: hi\r\n\r\nHello\r\n"
@@ -153,7 +154,7 @@ def test_every_python_block_is_run_by_some_test():
     kinds = {
         parts[0] if parts else None for _, parts, language, _ in BLOCKS if language == "python"
     }
-    assert kinds == {"run", "serve", "tls-client", "moving"}
+    assert kinds == {"run", "serve", "tls-client", "moving", "pytest"}
     assert len(BLOCKS) == README.count(".. code-block::") >= 18
     assert README.count(".. test: ") == sum(bool(parts) for _, parts, _, _ in BLOCKS)
 
@@ -163,6 +164,17 @@ def test_block_runs(name, code, directory):
     (directory / "block.py").write_text(code, encoding="utf-8")
     with Program("-W", "error", "block.py", cwd=directory) as program:
         assert (program.finish(), program.errors) == (0, "")
+
+
+@pytest.mark.parametrize(("name", "code"), of_kind("pytest"))
+def test_block_tests(name, code, directory):
+    (directory / "test_block.py").write_text(code, encoding="utf-8")
+    (directory / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    command = ("-m", "pytest", "-q", "-W", "error", "-p", "smtpd_sync.pytest_plugin")
+    with Program(*command, cwd=directory) as program:
+        status, output = program.finish(), program.remaining().decode()
+        assert status == 0, output
+        assert f"{code.count('def test_')} passed" in output
 
 
 @pytest.mark.parametrize(("name", "code"), of_kind("serve"))
@@ -572,3 +584,24 @@ def test_faults_are_those_of_the_code():
             assert name in arguments
     (said,) = re.findall(r"^- The commands are (.+?)\. A fault", README, re.MULTILINE | re.DOTALL)
     assert re.findall(r"[A-Z]+", re.sub(r"\(.*?\)", "", said, flags=re.DOTALL)) == list(COMMANDS)
+
+
+def test_catcher_has_what_the_manual_says_and_nothing_else():
+    told = {re.match(r"\w+", word)[0] for cell, *_ in table("catcher") for word in literals(cell)}
+    faults = {name for name in dir(Faults) if not name.startswith("_")}
+    with MailCatcher() as mail:
+        there = {name for name in dir(mail) if name[0] != "_"}
+        assert told - faults == there - faults - {"began", "keep"}  # for the server to call
+        assert told & faults == {"fail", "drop"}
+    keywords = inspect.signature(MailCatcher).parameters
+    told = {literals(cell)[0] for cell, _ in table("catcher-options") if literals(cell)}
+    assert told == set(keywords) - {"port", "host", "seed", "options"}
+
+
+def test_message_has_what_the_manual_says_and_nothing_else():
+    (text,) = re.findall(r"^A message has the envelope, (.+?):\n", README, re.MULTILINE | re.DOTALL)
+    told = {*literals(text), *(re.match(r"``(\w+)", row[0])[1] for row in table("caught"))}
+    with MailCatcher() as mail:
+        with smtplib.SMTP(mail.host, mail.port, timeout=DEADLINE) as client:
+            client.sendmail(SENDER, [RECIPIENT], MESSAGE)
+        assert told == {name for name in dir(mail.messages[0]) if name[0] != "_"}
