@@ -31,7 +31,7 @@ def bad_name(found):
         return False
     name = found.argument.decode("latin-1")
     if name.lower().startswith("[ipv6:") and name.endswith("]"):
-        return not is_ipv6(name)
+        return not is_ipv6(name) or "]" in name[:-1]
     return not (name.isascii() and NAME.fullmatch(name) and len(name) <= 255)
 
 
