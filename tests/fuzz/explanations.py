@@ -168,9 +168,10 @@ EXPLANATIONS = (
     Explanation(
         "text behind the path",
         "we",
-        "parameters stand behind a space (RFC 5321 4.1.1.2), else it is 501; they say 555",
+        "parameters stand behind a space (RFC 5321 4.1.1.2), else it is 501; they read them",
         lambda d: (
-            d.codes == (501, 555)
+            d.ours == 501
+            and d.theirs in (250, 552, 555)
             and d.verb in ("MAIL", "RCPT")
             and re.search(rb">[^ ]", d.line) is not None
         ),
