@@ -32,6 +32,7 @@ from .faults import Faults
 from .handler import SMTPHandler
 from .hooks import DELIVERIES, any_credentials
 from .limits import Limits
+from .logs import INFO
 from .server import SMTPServer
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class CatchingServer(SMTPServer):
 
     auth_require_tls = False
     bare_newline = "keep"
+    cut_off_level = INFO  # a test that ends does not wait for its clients
     limits = Limits(errors=sys.maxsize, junk_commands=sys.maxsize, auth_failures=sys.maxsize)
     strict_pipelining = False
     trace = False

@@ -222,6 +222,14 @@ def test_stop_is_quick_and_closes_the_sessions_that_live():
     raise AssertionError(f"the quickest of ten took {quickest * 1000:.1f} ms")
 
 
+def test_stop_warns_of_no_client(caplog):
+    with MailCatcher() as mail:
+        client = Client(port_of(mail))
+        client.to_data()
+    client.close()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_catcher_that_never_started_can_be_stopped():
     before = descriptors()
     MailCatcher().stop()

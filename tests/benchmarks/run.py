@@ -164,7 +164,7 @@ def report(options: argparse.Namespace, figures: Figures) -> int:
     """Print what was measured; give the exit status."""
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    system = f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.platform()}"
+    system = f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.system()}"
     caption = f"{system}; medians of {options.rounds} rounds"
     order = [*SERVERS, BARE]  # whoever was measured first
     ordered = {
