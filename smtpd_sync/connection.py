@@ -82,7 +82,6 @@ class Connection(socketserver.BaseRequestHandler):
             self.session.recorder = Transcript(lines, self._followed)
         self._stream: Union[socket.socket, TLSStream] = self.request
         self._at_once = self.server.send_at_once
-        self._descriptor = self.request.fileno()
         self._began = monotonic()
         self._accepted = 0
         """How many messages were accepted."""
@@ -253,7 +252,9 @@ class Connection(socketserver.BaseRequestHandler):
             return
         self._command_due = None
         if self._at_once is not None:
-            sent = self._at_once(self._descriptor, data, len(data), FLAGS)
+            # The number is asked for each time: a hook that closed the socket may have made it
+            # that of another client.
+            sent = self._at_once(self.request.fileno(), data, len(data), FLAGS)
             if sent == len(data):
                 return
             data = data[max(0, sent) :]

@@ -5,8 +5,9 @@ import socket
 import sys
 
 import pytest
+from support import until
 
-from smtpd_sync import SMTPServer, discard
+from smtpd_sync import SMTPHandler, SMTPServer, discard
 from smtpd_sync.sending import FLAGS, send_at_once
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux alone")
@@ -53,6 +54,30 @@ def test_rest_of_a_reply_follows(serve, connect, taken):
     assert client.mail().startswith("250 2.0.0 OK ")
     assert client.ask("HELP").startswith("214-2.0.0 Commands: ")
     assert client.ask("QUIT") == "221 2.0.0 Bye"
+
+
+def test_socket_that_a_hook_closed_is_not_taken_for_another(serve, connect):
+    class Handler(SMTPHandler):
+        deliver = staticmethod(discard)
+
+        def verify(self, text):
+            self.number = self.request.fileno()
+            self.request.close()
+            self.pair = socket.socketpair()  # which gets the lowest number that is free
+
+        def session_ended(self, reason):
+            ended.append(self)
+
+    ended = []
+    client = connect(serve(Handler))
+    client.hello()
+    client.send(b"VRFY b\r\n")
+    (handler,) = until(lambda: ended)
+    one, other = handler.pair
+    assert handler.number == one.fileno()
+    other.settimeout(0)
+    with one, other, pytest.raises(BlockingIOError):
+        other.recv(1)
 
 
 def test_nothing_is_sent_in_the_clear_inside_tls(serve, connect, certificate):
