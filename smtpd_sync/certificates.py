@@ -104,12 +104,13 @@ def by_cryptography(made: Certificate) -> bool:
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
     except ImportError:
         return False
     from ipaddress import ip_address
 
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     addresses = (x509.IPAddress(ip_address(each)) for each in ("127.0.0.1", "::1"))
     usage = dict.fromkeys(USAGE, False)
     now = datetime.now(timezone.utc)
@@ -122,7 +123,7 @@ def by_cryptography(made: Certificate) -> bool:
         (x509.SubjectAlternativeName([x509.DNSName("localhost"), *addresses]), False),
         (x509.BasicConstraints(ca=True, path_length=None), True),
         (x509.KeyUsage(**{**usage, "digital_signature": True, "key_cert_sign": True}), True),
-        (x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), False),
+        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
         (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
     ):
         builder = builder.add_extension(extension, critical)
