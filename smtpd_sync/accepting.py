@@ -5,6 +5,7 @@ It never waits for a client: who cannot be served is told so in one call, and cl
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import socketserver
@@ -49,7 +50,10 @@ class Accepting(socketserver.ThreadingTCPServer):
         """Do what the supervisor says, in a worker process."""
 
     def _accept(self) -> None:
-        with selectors.DefaultSelector() as selector, self.waker.woken_by_signals():
+        with contextlib.ExitStack() as stack:
+            selector = stack.enter_context(selectors.DefaultSelector())
+            stack.enter_context(self.waker.woken_by_signals())
+            keep_with_crew = stack.enter_context(self.crew.accompanied())
             for listener in self._listeners:
                 listener.socket.setblocking(False)
                 selector.register(listener.socket, selectors.EVENT_READ, listener.socket)
@@ -57,6 +61,7 @@ class Accepting(socketserver.ThreadingTCPServer):
             if self._control is not None:
                 selector.register(self._control, selectors.EVENT_READ)
             while not self.stopping:
+                keep_with_crew()
                 for key, _ in selector.select():
                     if key.data is not None:
                         self._accept_waiting(key.data)

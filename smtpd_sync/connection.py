@@ -374,7 +374,7 @@ class Connection(socketserver.BaseRequestHandler):
         """Do the handshake; ``False`` if there is nobody to talk to any more."""
         from .tls import TLSStream
 
-        stream = TLSStream(self.request, self._context())
+        stream = TLSStream(self.request, self._context(), self._at_once)
 
         def talk() -> None:
             self.session.tls_started(stream.handshake())

@@ -6,10 +6,14 @@ whole short session. A connection still has one thread from its first octet to i
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import functools
 import os
 import threading
-from typing import Any, Callable, FrozenSet, List, Optional, Set, Tuple
+from typing import Any, Callable, FrozenSet, Iterator, List, Optional, Set, Tuple
+
+from .place import Place
 
 __all__ = ["Crew"]
 
@@ -21,8 +25,9 @@ Job = Tuple[Any, ...]
 class Crew:
     """The threads of a server, and which of them are at work.
 
-    Where it is ``adaptive``: while three or more are at work, they keep to one core. Threads of one
-    interpreter run one at a time, and to hand over from core to core costs more than it is worth.
+    Where it is ``adaptive``: while three or more are at work, they and the thread that accepts keep
+    to one core. Threads of one interpreter run one at a time, and to hand over from core to core
+    costs more than it is worth.
     """
 
     def __init__(self, serve: Callable[..., None]) -> None:
@@ -33,15 +38,43 @@ class Crew:
         self._lock = threading.Lock()
         self._closed = False
         self.adaptive = False
-        self.cores: Optional[FrozenSet[int]] = None
-        """Those of the process, once it is asked to be adaptive and may bind its threads."""
+        # Once it is asked to be adaptive: the cores of the process, and the one for a crowd.
+        self._places: Optional[Tuple[FrozenSet[int], FrozenSet[int]]] = None
 
     def adapt(self, adaptive: bool) -> None:
         """Have the jobs to come done on one core while it is crowded, or no longer."""
-        if adaptive and not self.adaptive:
+        if adaptive and self._places is None:
             # Of the process: the thread that calls may be one of ours, and bound.
-            self.cores = frozenset(os.sched_getaffinity(os.getpid()))
+            cores = frozenset(os.sched_getaffinity(os.getpid()))
+            self._places = cores, frozenset((min(cores),))
         self.adaptive = adaptive
+
+    def stay(self) -> None:
+        """Move no thread, now or later, unless it is asked to `adapt` again."""
+        self.adaptive, self._places = False, None
+
+    def place(self, place: Place) -> None:
+        """Have the thread that calls, and whose ``place`` it is, work where the crew works now."""
+        if self._places is not None:
+            anywhere, one = self._places
+            crowded = self.adaptive and len(self.busy) >= CROWDED
+            self._move(place, one if crowded else anywhere, crowded)
+
+    @contextlib.contextmanager
+    def accompanied(self) -> Iterator[Callable[[], None]]:
+        """Give what keeps the thread that calls where the crew works, at each call of it."""
+        place = Place()
+        try:
+            yield functools.partial(self.place, place)
+        finally:
+            if self._places is not None:
+                self._move(place, self._places[0], False)
+
+    def _move(self, place: Place, cores: FrozenSet[int], crowded: bool) -> None:
+        try:
+            place.move(cores, crowded)
+        except OSError:
+            self.stay()  # the cores were taken from the process meanwhile
 
     def hand_over(self, *job: Any) -> None:
         """Have a thread do the job; ``RuntimeError`` if none can be had."""
@@ -92,7 +125,7 @@ class Hand(threading.Thread):
         self._job: Optional[Job] = job
         self._gate = threading.Lock()
         self._gate.acquire()
-        self._cores = crew.cores  # as the thread that makes it, which is bound to none
+        self._place = Place()
 
     def go_on(self, job: Optional[Job]) -> None:
         """Do another job; ``None`` is the end."""
@@ -104,19 +137,8 @@ class Hand(threading.Thread):
         crew = self._crew
         while self._job is not None:
             job, self._job = self._job, None
-            if crew.cores is not None:
-                self._choose_cores(crew.cores)
+            crew.place(self._place)
             if not crew.do(self, job):
                 return
             del job  # it holds the socket of a client that has gone
             self._gate.acquire()
-
-    def _choose_cores(self, cores: FrozenSet[int]) -> None:
-        if self._crew.adaptive and len(self._crew.busy) >= CROWDED:
-            cores = frozenset((min(cores),))
-        if cores != self._cores:
-            try:
-                os.sched_setaffinity(0, cores)  # of this thread
-                self._cores = cores
-            except OSError:
-                self._crew.cores = None  # they were taken from the process meanwhile

@@ -11,7 +11,7 @@ import socket
 import sys
 from typing import Callable, Optional
 
-__all__ = ["FLAGS", "SendAtOnce", "send_at_once"]
+__all__ = ["FLAGS", "SendAtOnce", "send_at_once", "sendall"]
 
 SendAtOnce = Callable[[int, bytes, int, int], int]
 """``send(fd, octets, len(octets), FLAGS)``: gives how many octets were taken, or -1."""
@@ -34,3 +34,13 @@ def send_at_once() -> Optional[SendAtOnce]:
     send.restype = c_ssize_t
     found: SendAtOnce = send
     return found
+
+
+def sendall(sock: socket.socket, octets: bytes, at_once: Optional[SendAtOnce]) -> None:
+    """Send all: what the kernel takes now by ``at_once``, the rest when it has room."""
+    if at_once is not None:
+        sent = at_once(sock.fileno(), octets, len(octets), FLAGS)
+        if sent == len(octets):
+            return
+        octets = octets[max(0, sent) :]
+    sock.sendall(octets)

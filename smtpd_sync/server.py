@@ -164,7 +164,7 @@ class SMTPServer(Configured, Accepting):
         # No other setting is worked out anew: who gave up privileges cannot read its key again.
         self.limits = self.settings.limits = limits
         self._told = self.counters.snapshot()
-        self.crew.adapt(False)  # the supervisor chose a core
+        self.crew.stay()  # the supervisor chose a core
         self.send_at_once = None
         hooks = object.__new__(self.settings.handler)
         hooks.server = self

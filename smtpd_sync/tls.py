@@ -13,6 +13,7 @@ import ssl
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
 
 from .envelope import TLS
+from .sending import SendAtOnce, sendall
 
 __all__ = ["TLSSetting", "TLSStream", "context_of", "server_context"]
 
@@ -127,29 +128,38 @@ def end_point(certificate: bytes) -> Optional[bytes]:
 
 
 class TLSStream:
-    """What the handler reads and writes instead of the socket, once TLS is on."""
+    """What the handler reads and writes instead of the socket, once TLS is on.
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+    Each call of the TLS object lets the GIL go, so none is made that can have nothing to do.
+    """
+
+    def __init__(
+        self, sock: socket.socket, context: ssl.SSLContext, at_once: Optional[SendAtOnce] = None
+    ) -> None:
         self._socket = sock
+        self._at_once = at_once
+        self._starved = True
+        """Whether all that has come was given: only the client can help."""
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object: Any = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
 
     def handshake(self) -> TLS:
         """Do the handshake; ``OSError`` (``ssl.SSLError`` is one) if it fails."""
-        while True:
+        while True:  # the client begins
+            if not self._fill():
+                raise ConnectionResetError("the client has gone")
             try:
                 self._object.do_handshake()
             except ssl.SSLWantReadError:
                 self._flush()
-                if not self._fill():
-                    raise
             except ssl.SSLError:
                 self._flush()  # the alert that says why
                 raise
             else:
                 self._flush()
                 break
+        self._starved = not self._incoming.pending
         tls = self._object
         cipher = tls.cipher() or ("", "", 0)
         return TLS(
@@ -164,15 +174,18 @@ class TLSStream:
     def recv(self, size: int) -> bytes:
         """Give what has come, ``b""`` at the end of input; blocks as ``socket.recv``."""
         while True:
+            if self._starved and not self._fill():
+                return b""
             try:
                 data: bytes = self._object.read(size)
-            except ssl.SSLWantReadError:
+            except ssl.SSLWantReadError:  # a part of a record, or one without data
+                self._starved = True
                 self._flush()
-                if not self._fill():
-                    return b""
             except ssl.SSLZeroReturnError:  # close_notify; nothing may follow in the clear
                 return b""
             else:
+                # What did not fill the room was the last of its record.
+                self._starved = len(data) < size and not self._incoming.pending
                 return data
 
     def sendall(self, data: bytes) -> None:
@@ -197,4 +210,4 @@ class TLSStream:
     def _flush(self) -> None:
         data = self._outgoing.read()
         if data:
-            self._socket.sendall(data)
+            sendall(self._socket, data, self._at_once)

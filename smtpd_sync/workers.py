@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple
 
 from .limits import Limits
 from .logs import log
+from .place import wait_for_the_core
 from .stats import GAUGES, NAMES
 from .trace import tell_apart
 
@@ -182,6 +183,7 @@ class Supervisor:
                 os.sched_setaffinity(0, {self._cores[index % len(self._cores)]})
             except OSError as error:  # it was taken from the process meanwhile
                 log.warning("worker %d is bound to no core: %s", os.getpid(), error)
+            wait_for_the_core()
         tell_apart(index)
         server.counters.use(self._slots[index])
         server.become_worker(index, share(server.limits, self._count), control)

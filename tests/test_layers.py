@@ -27,6 +27,7 @@ LAYERS = (
     ("hooks", "several", "trace", "proxy", "options", "logs", "stats", "storage"),
     (
         *("connection", "overrides", "mailtaking", "handler", "settings", "crew", "crowd"),
+        "place",
         *("accepting", "configured", "workers", "server"),
         *("listening", "sending", "tls"),
         *("durable", "waker"),

@@ -303,9 +303,11 @@ def test_each_worker_keeps_its_threads_on_a_core_of_its_own(start, closing, affi
         found = {core for thread in threads for core in os.sched_getaffinity(thread)}
         assert len(found) == 1
         cores.append(found.pop())
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
     assert len(set(cores)) == min(2, len(CORES))
     assert set(cores) <= CORES
     assert os.sched_getaffinity(served.pid) == CORES
+    assert os.sched_getscheduler(served.pid) == os.SCHED_OTHER
 
 
 STARTED = {
