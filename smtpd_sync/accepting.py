@@ -6,6 +6,7 @@ It never waits for a client: who cannot be served is told so in one call, and cl
 from __future__ import annotations
 
 import contextlib
+import itertools
 import selectors
 import socket
 import socketserver
@@ -71,8 +72,11 @@ class Accepting(socketserver.ThreadingTCPServer):
                         self.waker.rest()
 
     def _accept_waiting(self, listener: socket.socket) -> None:
-        """Take all clients that wait at a listener."""
-        while not self.stopping:
+        """Take who waits at a listener: all, or in a worker one, who leaves others theirs."""
+        among_others = self._control is not None
+        for _ in range(1) if among_others else itertools.count():
+            if self.stopping:
+                return
             try:
                 request, address = listener.accept()
             except BlockingIOError:

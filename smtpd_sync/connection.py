@@ -18,7 +18,7 @@ from .logs import DEBUG, INFO, WARNING, current_session, log, pairs
 from .reply import Reply
 from .sending import FLAGS
 from .session import END, NEED_DATA, Session
-from .states import State
+from .states import CLOSED, TLS_DUE
 from .trace import new_id
 from .transcript import Transcript
 
@@ -108,7 +108,7 @@ class Connection(socketserver.BaseRequestHandler):
         session = self.session
         if self.settings.is_proxy(self.peer) and not self._hear_proxy():
             return
-        greetable = session.state is not State.CLOSED  # not one too many of the proxy's client
+        greetable = session.state is not CLOSED  # not one too many of the proxy's client
         if greetable and self.settings.implicit_tls and not self._start_tls():
             return
         self._hear_early_talker()
@@ -119,27 +119,27 @@ class Connection(socketserver.BaseRequestHandler):
                 if session.outbox:
                     self._send(session.data_to_send())
                 session.receive_data(self._receive())
-            elif event.verb == "content":
+            elif (verb := event.verb) == "content":
                 self._store(event.argument)
-            elif event.verb == "secret":
+            elif verb == "secret":
                 self.find_secret(event.argument)
-            elif event.verb == "MAIL" and self.server.stopping:
+            elif verb == "MAIL" and self.server.stopping:
                 # Who sends the next MAIL right behind each message is never seen waiting.
                 self._part(replies.SHUTTING_DOWN)
             else:
                 self._reply(event)
-                if session.state is State.TLS and not self._start_tls():
+                if session.state is TLS_DUE and not self._start_tls():
                     return
         self._send(session.data_to_send())
 
     def _reply(self, event: Command) -> None:
         """Answer an event. No local name of `handle` holds the reply while the thread waits."""
-        reply = self.answer(event)
+        session, reply = self.session, self.answer(event)
         if self._hanging_up and isinstance(reply, Reply):
-            self.session.close(reply)
+            session.close(reply)
         else:
-            self.session.reply(reply)
-        self._send(self.session.data_to_send())
+            session.reply(reply)
+        self._send(session.data_to_send())
 
     def _part(self, reply: Reply) -> None:
         """End the session with a last word."""
@@ -201,12 +201,11 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _receive(self) -> bytes:
         """Give what the client sends; ``b""`` at the end of input, or when it is to end."""
-        session = self.session
-        receiving_mail = session.receiving_mail
-        if self._command_due is None:
-            self._command_due = monotonic() + self._limits.command_timeout
-        self._deadline = self._command_due
-        self._waiting = True
+        receiving_mail = self.session.receiving_mail
+        due = self._command_due
+        if due is None:
+            self._command_due = due = monotonic() + self._limits.command_timeout
+        self._deadline, self._waiting = due, True
         farewell = self._farewell() if self._bounded or self.server.stopping else None
         if farewell is not None:
             self._last_words, data = farewell, b""
@@ -215,13 +214,9 @@ class Connection(socketserver.BaseRequestHandler):
                 data = self._stream.recv(self._mail_room if receiving_mail else self._room)
             except OSError:
                 data = b""  # reset by the client, or no TLS any more
-        self._waiting, self._deadline = False, NEVER
+        self._deadline, self._waiting = NEVER, False
         if self._bounded:
             self._farewell_due = NEVER
-        if receiving_mail:
-            self._mail_room = RECEIVE_MUCH if len(data) >= RECEIVE else RECEIVE
-        else:
-            self._room = RECEIVE if len(data) >= RECEIVE_FIRST else RECEIVE_FIRST
         if not data:
             if self._last_words is not None:
                 self._part(self._last_words)
@@ -230,8 +225,11 @@ class Connection(socketserver.BaseRequestHandler):
         elif receiving_mail:
             # Each octet wins time, but never more than the whole time-out (as Postfix does).
             limits = self._limits
-            won = self._command_due + len(data) / limits.data_rate
+            won = due + len(data) / limits.data_rate
             self._command_due = min(won, monotonic() + limits.command_timeout)
+            self._mail_room = RECEIVE_MUCH if len(data) >= RECEIVE else RECEIVE
+        else:
+            self._room = RECEIVE if len(data) >= RECEIVE_FIRST else RECEIVE_FIRST
         return data
 
     def _farewell(self) -> Optional[Reply]:

@@ -71,7 +71,7 @@ class DataDecoder(ContentDecoder):
     __slots__ = ("_skip",)
 
     def __init__(self, bare_newline: str = "normalize", measure_lines: bool = False) -> None:
-        super().__init__(bare_newline, measure_lines)
+        ContentDecoder.__init__(self, bare_newline, measure_lines)
         self._held = b"\r\n"  # mail data starts at the start of a line ...
         self._skip = 2  # ... but the CRLF before it is not content
 

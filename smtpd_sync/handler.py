@@ -163,7 +163,8 @@ class SMTPHandler(MailTaking):
         """Open a transaction, if the sender may."""
         self.envelope.id = new_id()
         self._mail_began = monotonic()
-        if not self._has_room(int(event.parameters.get("SIZE", 0))):
+        size = event.parameters.get("SIZE")
+        if size is not None and not self._has_room(int(size)):
             return replies.NO_STORAGE  # RFC 1870 6.1
         allowed = self.validate_sender(event.argument)
         return verdict("validate_sender", allowed, replies.SENDER_OK, replies.SENDER_REFUSED)

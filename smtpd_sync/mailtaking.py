@@ -134,15 +134,17 @@ class MailTaking(Hookable):
     def _account(self, reply: Union[Reply, List[Reply]]) -> None:
         """Count a message and log it, with what the client is told of it."""
         envelope, size = self.envelope, self.session.mail_size
-        each = reply if isinstance(reply, list) else [reply]
-        accepted = [one for one in each if one.code < 400]
-        if accepted:
+        if isinstance(reply, Reply):
+            count = len(envelope.recipients) if reply.code < 400 else 0
+        else:
+            count = sum(one.code < 400 for one in reply)
+        if count:
             self._accepted += 1
-            count = len(accepted) if len(each) > 1 else len(envelope.recipients)
             self.server.counters.add_message(count, size)
         else:
             self.server.counters.add(refused_messages=1)
         if log.isEnabledFor(INFO):
+            each = [reply] if isinstance(reply, Reply) else reply
             verdict = str(each[0]) if len(each) == 1 else ",".join(str(one.code) for one in each)
             log.info(
                 pairs(

@@ -310,6 +310,19 @@ def test_each_worker_keeps_its_threads_on_a_core_of_its_own(start, closing, affi
     assert os.sched_getscheduler(served.pid) == os.SCHED_OTHER
 
 
+@pytest.mark.parametrize(("among_others", "taken"), [(True, [1, 2, 3]), (False, [3, 3, 3])])
+def test_worker_takes_one_client_at_a_time_and_leaves_others_theirs(closing, among_others, taken):
+    with SMTPServer(("127.0.0.1", 0), deliver=discard) as server:
+        server._control = server.waker if among_others else None
+        (listener,) = server._listeners
+        listener.socket.setblocking(False)
+        for _ in range(3):
+            closing(socket.create_connection(server.server_address))
+        for count in taken:
+            server._accept_waiting(listener.socket)
+            assert len(server.crew.busy) == count
+
+
 STARTED = {
     "keyword": """
         def worker_started():
