@@ -8,13 +8,13 @@ from __future__ import annotations
 import socket
 import socketserver
 from time import monotonic
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Union
+from typing import TYPE_CHECKING, Dict, List, Optional, Union
 
 from . import reply as replies
 from .command import Command
 from .envelope import Peer
 from .listening import peer_of
-from .logs import DEBUG, INFO, WARNING, current_session, log, pairs
+from .logs import DEBUG, INFO, current_session, log, pairs
 from .reply import Reply
 from .sending import FLAGS
 from .session import END, NEED_DATA, Session
@@ -23,8 +23,6 @@ from .trace import new_id
 from .transcript import Transcript
 
 if TYPE_CHECKING:
-    import ssl
-
     from .sasl import SecretRequest
     from .server import SMTPServer
     from .tls import TLSStream
@@ -65,6 +63,14 @@ class Connection(socketserver.BaseRequestHandler):
 
     def over(self) -> None:
         """The connection is over."""
+
+    def _hear_proxy(self) -> bool:
+        """Read who the client is from the proxy; ``False`` if there is nobody to talk to."""
+        raise NotImplementedError
+
+    def _start_tls(self) -> bool:
+        """Do the handshake; ``False`` if there is nobody to talk to any more."""
+        raise NotImplementedError
 
     # -- the life of a connection ------------------------------------------------------------
 
@@ -308,56 +314,6 @@ class Connection(socketserver.BaseRequestHandler):
         except OSError:
             pass  # it is closed already
 
-    def _negotiate(self, what: str, level: int, timeout: float, talk: Callable[[], None]) -> bool:
-        """Talk with a proxy or TLS; close without a word, and ``False``, if that fails."""
-        hurry, self._hurry = self._hurry, max(0.0, timeout - self._limits.stress_timeout)
-        self._deadline = monotonic() + timeout
-        self._negotiating = True
-        if self.server.stopping:
-            self.stop()
-        try:
-            talk()
-        except (OSError, ValueError) as error:
-            where = self.session.id, self.peer.address
-            log.log(level, "session=%s peer=%s %s failed: %s", *where, what, error)
-            self._reason, self._linger = f"{what} failed", False
-            self.session.close()
-            return False
-        finally:
-            self._negotiating, self._deadline, self._hurry = False, NEVER, hurry
-        return True
-
-    def _hear_proxy(self) -> bool:
-        """Read who the client is from the proxy."""
-        from .proxy import read_header
-
-        def talk() -> None:
-            peer = read_header(self._read_exactly)
-            if peer is not None:
-                self.session.peer = peer
-                self.session.rules = self.settings.rules_for(peer)
-                self._count_client()
-
-        return self._negotiate("proxy", WARNING, self._limits.proxy_timeout, talk)
-
-    def _count_client(self) -> None:
-        """Count the client of a proxy, which the accept loop could not know."""
-        limits = self._limits
-        if self.server.crowd.census.enter(self.peer.address, limits.connections_per_address):
-            self._counted = self.peer.address
-        else:
-            self.server.counters.add(turned_away_by_address=1)
-            self._part(replies.TOO_MANY_OF_YOU)
-
-    def _read_exactly(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            more = self.request.recv(count - len(data))
-            if not more:
-                raise ValueError("PROXY header cut short")
-            data += more
-        return data
-
     def _hear_early_talker(self) -> None:
         """Let the session see what came before the greeting (RFC 5321 3.1)."""
         if self.session.tls is None and self.settings.strict_pipelining:
@@ -367,27 +323,6 @@ class Connection(socketserver.BaseRequestHandler):
                 return  # nothing yet, as it should be
             if early:
                 self.session.receive_data(early)
-
-    def _start_tls(self) -> bool:
-        """Do the handshake; ``False`` if there is nobody to talk to any more."""
-        from .tls import TLSStream
-
-        stream = TLSStream(self.request, self._context(), self._at_once)
-
-        def talk() -> None:
-            self.session.tls_started(stream.handshake())
-            self._stream, self._at_once = stream, None
-
-        timeout = self._limits.handshake_timeout
-        done = self._negotiate("TLS handshake", INFO, timeout, talk)
-        self.server.counters.add(**{"tls" if done else "failed_tls": 1})
-        return done
-
-    def _context(self) -> ssl.SSLContext:
-        # The certificate of now, where it was renewed since the connection began.
-        context = self.server.settings.context or self.settings.context
-        assert context is not None, "STARTTLS is offered only where there is one"
-        return context
 
     def _close(self) -> None:
         """Close; linger where what the client still sends would reset the connection."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, FrozenSet, List, Optional, Union
 
-from .connection import Connection
 from .envelope import Envelope
+from .negotiating import Negotiating
 from .reply import Reply
 from .sasl import Credentials
 from .storage import AnySink, Sink
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Hookable"]
 
 
-class Hookable(Connection):
+class Hookable(Negotiating):
     """The hooks, in the order in which a session comes to them."""
 
     overridden: FrozenSet[str] = frozenset()

@@ -21,12 +21,21 @@ LAYERS = (
     (
         *("limits", "patterns", "reply", "syntax", "command", "extensions"),
         *("data", "inbox", "maildata"),
-        *("envelope", "sasl", "exchange", "states", "rules", "checks"),
+        *("envelope", "saslprep", "sasl", "exchange", "states", "rules", "checks"),
         *("transcript", "answering", "mailreading", "authreading", "session"),
     ),
     ("hooks", "several", "trace", "proxy", "options", "logs", "stats", "storage"),
     (
-        *("connection", "overrides", "mailtaking", "handler", "settings", "crew", "crowd"),
+        *(
+            "connection",
+            "negotiating",
+            "overrides",
+            "mailtaking",
+            "handler",
+            "settings",
+            "crew",
+            "crowd",
+        ),
         "place",
         *("accepting", "configured", "workers", "server"),
         *("listening", "sending", "tls"),
