@@ -84,16 +84,20 @@ class View(Sequence[Item]):
 class Catch:
     """Messages and the sessions they came in, in order.
 
-    With ``max_messages`` the oldest go when more come, of both. Of each method below the filters
+    With ``max_messages`` the oldest go when more come, of both; with ``max_octets`` also when the
+    messages together are larger, but for the newest. Of each method below the filters
     are ``to=`` (one of the recipients), ``sender=``, ``subject=`` and ``text=`` (or the HTML): a
     str is looked for in it, addresses in any case; a compiled pattern is searched for; and
     ``where=``, a callable that says of a message whether it is meant.
     """
 
-    def __init__(self, max_messages: Optional[int] = None) -> None:
+    def __init__(
+        self, max_messages: Optional[int] = None, max_octets: Optional[int] = None
+    ) -> None:
         if max_messages is not None and (not isinstance(max_messages, int) or max_messages < 1):
             raise ValueError(f"max_messages: a number from 1 on, or None, not {max_messages!r}")
         self._most = max_messages
+        self._most_octets = max_octets
         self._messages: List[CaughtMail] = []
         self._sessions: List[Session] = []
         self.messages: View[CaughtMail] = View(self._messages)
@@ -104,15 +108,20 @@ class Catch:
         """Notified when anything changes; its lock guards all of it."""
         self.changes = 0
         """How often anything has changed."""
-        self._arrived = 0
+        self.arrived = 0
+        """How many messages came, those that have gone included."""
+        self.cleared = 0
+        """How often all was cleared."""
 
     # -- what comes and goes -----------------------------------------------------------------
 
     def keep(self, mail: CaughtMail) -> None:
         """Take a message in."""
         with self.news:
+            self.arrived += 1
             self._append(self._messages, mail)
-            self._arrived += 1
+            if self._most_octets is not None:
+                self._drop_beyond(self._most_octets)
             if not any(each is mail.session for each in reversed(self._sessions)):
                 self._append(self._sessions, mail.session)  # it began before all was cleared
 
@@ -126,6 +135,7 @@ class Catch:
         with self.news:
             self._messages.clear()
             self._sessions.clear()
+            self.cleared += 1
             self._changed()
 
     def _append(self, items: List[Item], item: Item) -> None:
@@ -133,6 +143,15 @@ class Catch:
         if self._most is not None:
             del items[: -self._most]
         self._changed()
+
+    def _drop_beyond(self, most: int) -> None:
+        octets, fits = 0, 0
+        for mail in reversed(self._messages):
+            octets += len(mail.raw)
+            if octets > most and fits:
+                break
+            fits += 1
+        del self._messages[:-fits]
 
     def _changed(self) -> None:
         self.changes += 1
@@ -193,11 +212,11 @@ class Catch:
         seen = 0
         while True:
             with self.news:
-                while len(found) < n and self._arrived == seen and (left := due - monotonic()) > 0:
+                while len(found) < n and self.arrived == seen and (left := due - monotonic()) > 0:
                     self.news.wait(left)
                 # What was cleared or dropped before anybody looked at it has not come.
-                new = self._messages[max(0, len(self._messages) + seen - self._arrived) :]
-                seen = self._arrived
+                new = self._messages[max(0, len(self._messages) + seen - self.arrived) :]
+                seen = self.arrived
             # Without the lock: who delivers does not wait for a filter.
             found.extend(filter(is_meant, new))
             if len(found) >= n or monotonic() >= due:
