@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
 from .envelope import Envelope
 from .flags import DEFAULT_ADDRESS, NEEDS_CODE, from_environment, parser
@@ -27,6 +27,9 @@ from .server import SMTPServer
 from .spool import Spool
 from .store import Files, Maildir
 from .tls import context_of
+
+if TYPE_CHECKING:
+    from .web import Page
 
 __all__ = ["main"]
 
@@ -66,7 +69,18 @@ class Printer:
             sys.stdout.buffer.flush()
 
 
-def make_server(arguments: argparse.Namespace) -> SMTPServer:
+def make_page(arguments: argparse.Namespace) -> Optional[Page]:
+    """Make the page that shows mail, if it is asked for; ``OSError`` if it cannot listen."""
+    if arguments.web is None:
+        return None
+    if arguments.workers > 1:
+        raise ValueError("--workers: --web is for one process, which has all the mail")
+    from .web import Page  # seldom needed
+
+    return Page(*arguments.web)
+
+
+def make_server(arguments: argparse.Namespace, page: Optional[Page] = None) -> SMTPServer:
     """Make the server of a command line; ``ValueError`` or ``OSError`` say what is wrong."""
     options: Dict[str, Any] = {
         name: getattr(arguments, name)
@@ -96,7 +110,9 @@ def make_server(arguments: argparse.Namespace) -> SMTPServer:
             options["tls"] = context_of(options["tls"], {})
         places = [listener.socket for listener in listen(places)]
         become(arguments.user)
-    deliver = batteries(arguments)
+    deliver = batteries(arguments, page)
+    if page is not None:
+        options["transcript"] = True
     if deliver:
         options["deliver"] = deliver
     handler = arguments.handler
@@ -108,13 +124,14 @@ def make_server(arguments: argparse.Namespace) -> SMTPServer:
     return SMTPServer(places, handler, **options)
 
 
-def batteries(arguments: argparse.Namespace) -> List[Any]:
-    """Make what takes the mail, in the order of the command line."""
+def batteries(arguments: argparse.Namespace, page: Optional[Page]) -> List[Any]:
+    """Make what takes the mail, in the order of the command line; the page shows what was taken."""
     said: List[Tuple[str, Any]] = arguments.deliveries or []
     if arguments.rewrite_to and not any(kind == "relay" for kind, _ in said):
         raise ValueError("--rewrite-to needs --relay")
-    if arguments.handler.delivery and (said or arguments.show):
-        raise ValueError(f"--{said[0][0] if said else 'print'}: the handler delivers by itself")
+    flag = said[0][0] if said else "print" if arguments.show else "web" if page else ""
+    if arguments.handler.delivery and flag:
+        raise ValueError(f"--{flag}: the handler delivers by itself")
     if arguments.spool and not said:
         raise ValueError("--spool needs another way that mail goes, such as --relay")
     made = [_battery(kind, value, arguments) for kind, value in said]
@@ -124,9 +141,9 @@ def batteries(arguments: argparse.Namespace) -> List[Any]:
         kinds = [kind for kind, _ in said]
         names = [f"{kind}-{kinds[:n].count(kind) + 1}" for n, kind in enumerate(kinds)]
         made = [Spool(os.path.join(arguments.spool, name), each) for name, each in zip(names, made)]
-    if arguments.show or not (said or arguments.handler.delivery):
+    if arguments.show or not (said or page or arguments.handler.delivery):
         made.insert(0, discard if arguments.quiet else Printer(arguments.show or "human"))
-    return made
+    return [*made, page] if page else made
 
 
 def _battery(kind: str, value: Any, arguments: argparse.Namespace) -> Any:
@@ -182,10 +199,14 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
         sys.exit(queue(argv[1:]))
     made = parser()
     arguments = made.parse_args([*from_environment(made, os.environ), *argv])
+    page = None
     try:
         set_up_log(arguments)
-        server = make_server(arguments)
+        page = make_page(arguments)  # first: else mail would be taken, and then not be
+        server = make_server(arguments, page)
     except (ValueError, OSError) as error:
+        if page is not None:
+            page.stop(0)
         host, port = arguments.address or address(DEFAULT_ADDRESS)
         at_port = arguments.address or not (arguments.unix or arguments.systemd)
         unnamed = isinstance(error, OSError) and error.filename is None
@@ -195,9 +216,11 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
     if arguments.stats and hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, lambda number, frame: print_stats(server))
     try:
-        tell_of_it(arguments, server)
+        tell_of_it(arguments, server, page)
     except OSError as error:
         server.stop()
+        if page is not None:
+            page.stop(0)
         made.error(str(error))
     ends = arguments.exit_after is not None or arguments.duration is not None
     if ends:
@@ -224,7 +247,7 @@ def set_up_log(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", **where)
 
 
-def tell_of_it(arguments: argparse.Namespace, server: SMTPServer) -> None:
+def tell_of_it(arguments: argparse.Namespace, server: SMTPServer, page: Optional[Page]) -> None:
     """Say where the server listens, and write the files that others wait for."""
     if arguments.pid_file:
         write_file(arguments.pid_file, f"{os.getpid()}\n")
@@ -232,3 +255,5 @@ def tell_of_it(arguments: argparse.Namespace, server: SMTPServer) -> None:
         write_file(arguments.port_file, f"{server.port}\n")
     for place in server.addresses:
         print(f"listening on {shown(place)}", flush=True)
+    if page is not None:
+        print(f"showing mail at {page.web.url}", flush=True)

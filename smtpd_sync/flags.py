@@ -11,7 +11,17 @@ from typing import Any, Dict, List, Mapping, NoReturn, Optional, Tuple
 
 from . import __version__
 from .faultflags import READERS
-from .flagvalues import address, auth, count, handler_class, next_hop, seconds, server_name, size
+from .flagvalues import (
+    address,
+    auth,
+    count,
+    handler_class,
+    next_hop,
+    seconds,
+    server_name,
+    size,
+    web_place,
+)
 from .handler import SMTPHandler
 from .limits import DEFAULT_LIMITS
 from .options import OPTIONS
@@ -19,6 +29,7 @@ from .options import OPTIONS
 __all__ = ["DEFAULT_ADDRESS", "NEEDS_CODE", "from_environment", "parser"]
 
 DEFAULT_ADDRESS = "127.0.0.1:8025"
+DEFAULT_WEB = "127.0.0.1:8026"
 NEEDS_CODE = {"tls", "limits", "users", "sni"}  # options that flags of their own make
 
 
@@ -129,6 +140,17 @@ GROUPS: Dict[str, Tuple[Group, ...]] = {
             },
         ),
         *((flags, {"action": Deliver, "dest": "deliveries", **more}) for flags, more in DELIVERIES),
+        (
+            ("--web",),
+            {
+                "metavar": "HOST:PORT",
+                "nargs": "?",
+                "const": DEFAULT_WEB,
+                "type": web_place,
+                "help": "show it in a browser: the last 1,000 messages, 256 MiB at most "
+                f"(default: {DEFAULT_WEB})",
+            },
+        ),
         (
             ("--spool",),
             {"metavar": "DIR", "help": "accept it now, and hand it over later, until it is taken"},
@@ -280,7 +302,8 @@ def _add_option(made: argparse._ArgumentGroup, name: str) -> None:
 def from_environment(made: argparse.ArgumentParser, environment: Mapping[str, str]) -> List[str]:
     """Give the flags that the environment sets; ``SMTPD_SYNC_MAILDIR`` is ``--maildir``.
 
-    A flag without a value takes 1 or 0; one that is repeatable takes words, as a shell reads them.
+    A flag that needs no value takes 1 or 0; one that is repeatable takes words, as a shell reads
+    them.
     """
     flags: List[str] = []
     for action in made._actions:
@@ -293,7 +316,7 @@ def from_environment(made: argparse.ArgumentParser, environment: Mapping[str, st
             made.set_defaults(**{action.dest: value})
         elif isinstance(action, argparse._AppendAction):
             flags.extend(f"{flag}={word}" for word in shlex.split(value))
-        elif action.nargs != 0:
+        elif action.nargs != 0 and (action.nargs != "?" or value.lower() not in (*YES, *NO)):
             flags.append(f"{flag}={value}")
         elif value.lower() in YES:
             flags.append(flag)

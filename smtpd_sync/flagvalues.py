@@ -23,6 +23,7 @@ __all__ = [
     "seconds",
     "server_name",
     "size",
+    "web_place",
 ]
 
 
@@ -38,6 +39,16 @@ def address(text: str, default_port: int = 8025) -> Tuple[str, int]:
 def next_hop(text: str) -> Tuple[str, int]:
     """Read ``HOST:PORT`` of a server to send to."""
     return address(text, default_port=25)
+
+
+def web_place(text: str) -> Tuple[str, int]:
+    """Read where the page is to be: ``HOST:PORT`` or a port."""
+    from .web import place_of  # seldom needed
+
+    try:
+        return place_of(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT") from None
 
 
 def size(text: str) -> Optional[int]:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .sasl import Credentials
     from .tls import TLSSetting
+    from .web import Web
 
     Auth = Union[None, bool, str, Mapping[str, str], Callable[[Credentials], Any]]
     TestCase = unittest.TestCase
@@ -77,6 +78,7 @@ class MailCatcher(Catch, Faults):
     ``starttls``, ``tls``: ``True`` offers STARTTLS, or speaks TLS from the first octet, with a
     throw-away certificate for localhost; or what the option ``tls`` of `SMTPServer` takes.
     ``max_messages``: the oldest go when there are more; no mail is ever refused for it.
+    ``web``: ``True``, a port or ``"HOST:PORT"``: a page in a browser, at ``web_url``, shows it all.
     ``faults``, ``seed``: a plan as `smtpd_sync.faults.Faults` takes it.
     ``options`` are those of `SMTPServer`, hooks too. What a delivery hook of yours refuses is not
     caught. ``workers`` cannot be: another process would catch the mail.
@@ -91,6 +93,7 @@ class MailCatcher(Catch, Faults):
         starttls: Union[bool, TLSSetting] = False,
         tls: Union[bool, TLSSetting] = False,
         max_messages: Optional[int] = None,
+        web: Union[bool, int, str] = False,
         faults: Union[str, Iterable[Mapping[str, Any]]] = (),
         seed: int = 0,
         handler: Type[SMTPHandler] = SMTPHandler,
@@ -111,8 +114,14 @@ class MailCatcher(Catch, Faults):
         self._scheme = "smtps" if tls else "smtp"
         takers = [*taken_from(options), Catching(self)]
         options = {**login(auth), **options, "deliver": takers}
-        self.server = CatchingServer((host, port), self.handler(handler), **options)
-        """The server; `SMTPServer.configure` and ``stats`` are there."""
+        self._web = None if web is False else page_of(self, web)
+        try:
+            self.server = CatchingServer((host, port), self.handler(handler), **options)
+            """The server; `SMTPServer.configure` and ``stats`` are there."""
+        except BaseException:
+            if self._web is not None:
+                self._web.stop()
+            raise
 
     def __repr__(self) -> str:
         return f"<MailCatcher {self.url}, messages: {len(self.messages)}>"
@@ -135,6 +144,11 @@ class MailCatcher(Catch, Faults):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self._scheme}://{host}:{self.port}"
 
+    @property
+    def web_url(self) -> str:
+        """Where the page is that shows the mail; ``""`` without ``web``."""
+        return self._web.url if self._web is not None else ""
+
     def env(self, prefix: str = "SMTP_") -> Dict[str, str]:
         """Give the variables SMTP_HOST and SMTP_PORT, for the environment of a program."""
         return {f"{prefix}HOST": self.host, f"{prefix}PORT": str(self.port)}
@@ -155,11 +169,15 @@ class MailCatcher(Catch, Faults):
     def start(self) -> MailCatcher:
         """Serve in the background; give the catcher back."""
         self.server.start()
+        if self._web is not None:
+            self._web.start()
         return self
 
     def stop(self, timeout: float = GRACE) -> None:
         """Free the port, and close the sessions that live. What was caught can be looked at."""
         self.server.stop(timeout)
+        if self._web is not None:
+            self._web.stop()
 
     def __enter__(self) -> MailCatcher:
         return self.start()
@@ -186,6 +204,13 @@ class MailCatcher(Catch, Faults):
             octets = mail.raw[:OCTETS_SHOWN].decode("utf-8", "replace")
             sections.append(printable(f"-- mail {number}: {mail.summary}\n{octets.rstrip()}"))
         return "\n\n".join(sections) or "-- no session"
+
+
+def page_of(catch: Catch, web: Union[bool, int, str]) -> Web:
+    """Make the page for what is caught; it listens."""
+    from .web import Web, place_of  # seldom needed
+
+    return Web(catch, *place_of(web))
 
 
 def taken_from(options: Dict[str, Any]) -> List[Any]:

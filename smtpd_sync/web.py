@@ -20,34 +20,42 @@ import selectors
 import socket
 import socketserver
 import threading
-from http.server import HTTPServer
+from time import monotonic
 from typing import Any, Dict, Optional, Tuple, Union
 
-from .catch import Catch
+from .catch import Catch, Catching
+from .handler import SMTPHandler
+from .listening import listen
 from .logs import log
 from .waker import Waker
-from .webguard import Guard
+from .webguard import Guard, bracketed
 from .webview import Rows, Viewer
 from .webvisit import Visit
 from .webwatch import Watchers
 
-__all__ = ["Web", "place_of"]
+__all__ = ["MOST_MESSAGES", "MOST_OCTETS", "Page", "Web", "place_of"]
 
 MOST_CONNECTIONS = 64
+MOST_MESSAGES = 1_000
+"""Messages that `Page` keeps; the oldest go when more come."""
+MOST_OCTETS = 268_435_456
+"""Octets of the messages that it keeps."""
+BREATH = 0.1
+"""Seconds after which a connection is taken that could not be, for want of descriptors."""
+
+_PLACE = re.compile(r"(?:(?:\[([^]]+)\]|([^]:[]*)):)?([0-9]{1,5})")
 
 
 def place_of(web: Union[bool, int, str]) -> Tuple[str, int]:
-    """Read ``True``, a port or ``HOST:PORT``; ``ValueError`` for what is none."""
-    if web is True:
-        return "127.0.0.1", 0
-    if isinstance(web, int) and 0 <= web <= 65535 and web is not False:
-        return "127.0.0.1", web
-    named = (
-        re.fullmatch(r"(?:\[([^]]+)\]|([^:]*)):([0-9]{1,5})", web) if isinstance(web, str) else None
-    )
-    if named is None or int(named[3]) > 65535:
+    """Read ``True``, a port or ``HOST:PORT``; ``ValueError`` for what is none.
+
+    ``:PORT`` is every address; a port alone is loopback's, and ``True`` a free one there.
+    """
+    found = _PLACE.fullmatch("0" if web is True else str(web)) if web is not False else None
+    if found is None or int(found[3]) > 65535:
         raise ValueError(f'web: True, a port or "HOST:PORT", not {web!r}')
-    return named[1] or named[2], int(named[3])
+    host = found[1] if found[1] is not None else found[2]
+    return "127.0.0.1" if host is None else host, int(found[3])
 
 
 def page() -> Tuple[bytes, str]:
@@ -66,31 +74,32 @@ def page() -> Tuple[bytes, str]:
     )
 
 
-class Web(socketserver.ThreadingMixIn, HTTPServer):
-    """The page's server. It listens when it is made, and answers when it is started."""
+class Web(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """The page's server. It listens when it is made, and answers when it is started.
 
-    daemon_threads = True
-    request_queue_size = 64
+    Raises ``OSError``, which names the address, where it cannot listen.
+    """
 
     def __init__(self, catch: Catch, host: str = "127.0.0.1", port: int = 0) -> None:
         self.catch = catch
         self.rows = Rows()
         self.viewer = Viewer(self.rows)
         self.page, self.page_policy = page()
-        self._threads_of: Dict[socket.socket, threading.Thread] = {}
         self.watchers = Watchers(catch, self.rows)
-        self._over = False
+        self._threads_of: Dict[socket.socket, threading.Thread] = {}
+        self._over = threading.Event()
         self._accepting: Optional[threading.Thread] = None
-        if ":" in host:
-            self.address_family = socket.AF_INET6
-        HTTPServer.__init__(self, (host, port), Visit)
+        try:
+            self.socket = listen((host, port))[0].socket
+        except OSError as error:
+            where = f"web page at {bracketed(host)}:{port}"  # SMTP has a port, too
+            raise OSError(error.errno, error.strerror or str(error), where) from None
+        self.socket.setblocking(False)
+        address = self.socket.getsockname()
+        socketserver.BaseServer.__init__(self, address, Visit)
+        self.server_port: int = address[1]
+        self.guard = Guard(host, address[0], self.server_port)
         self._waker = Waker()
-        self.guard = Guard(host, str(self.server_address[0]), self.server_port)
-
-    def server_bind(self) -> None:
-        """Bind, and ask nobody for our name."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_port = self.server_address[1]
 
     @property
     def url(self) -> str:
@@ -107,7 +116,8 @@ class Web(socketserver.ThreadingMixIn, HTTPServer):
 
     def stop(self, timeout: float = 1.0) -> None:
         """Free the port, and close what is open."""
-        self._over = True
+        due = monotonic() + timeout
+        self._over.set()
         self.watchers.end()
         self._waker.wake()
         if self._accepting is not None:
@@ -119,15 +129,20 @@ class Web(socketserver.ThreadingMixIn, HTTPServer):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in threads.values():
-            thread.join(timeout)
+            thread.join(max(0.0, due - monotonic()))
 
     def _accept(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self.socket, selectors.EVENT_READ)
             selector.register(self._waker, selectors.EVENT_READ)
-            while not self._over:
-                if any(key.fileobj is self.socket for key, _ in selector.select()):
-                    self.handle_request()
+            while not self._over.is_set():
+                selector.select()
+                try:
+                    self.process_request(*self.get_request())
+                except BlockingIOError:
+                    pass  # it has gone, or we are to stop
+                except (OSError, RuntimeError):  # no descriptor, or no thread, is left
+                    self._over.wait(BREATH)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give a connection its thread, if there are not too many."""
@@ -141,7 +156,11 @@ class Web(socketserver.ThreadingMixIn, HTTPServer):
             daemon=True,
         )
         self._threads_of[request] = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            self.shutdown_request(request)
+            raise
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection."""
@@ -151,3 +170,23 @@ class Web(socketserver.ThreadingMixIn, HTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what went wrong."""
         log.exception("web: a request failed")
+
+
+class Page(Catching):
+    """The battery that shows mail: it keeps the last messages, and has a page for them."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(Catch(MOST_MESSAGES, MOST_OCTETS))
+        self.web = Web(self._catch, host, port)
+
+    def attach(self, handler: SMTPHandler) -> Page:
+        """A session begins; it is kept when it brings mail."""
+        return self
+
+    def start(self) -> None:
+        """Show it."""
+        self.web.start()
+
+    def stop(self, timeout: float) -> None:
+        """Show it no more."""
+        self.web.stop(min(timeout, 1.0))

@@ -13,7 +13,7 @@ import secrets
 from http import HTTPStatus
 from typing import List, Mapping, Optional, Protocol
 
-__all__ = ["Guard", "Refusal"]
+__all__ = ["Guard", "Refusal", "bracketed"]
 
 OURS = (None, "same-origin", "none")
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
@@ -50,11 +50,12 @@ class Guard:
         self._cookie = f"smtpd_sync_{port}"
         self.token = "" if address.is_loopback else secrets.token_urlsafe(18)
         """What has to be shown; ``""`` at loopback, where nobody else is."""
-        hosts = {bracketed(host), bracketed(name or host).lower()}
+        hosts = {bracketed(host), bracketed(name).lower()}
         if address.is_loopback:
             hosts.update(LOCAL_NAMES)
         self._hosts = {f"{each}:{port}" for each in hosts} | (hosts if port == 80 else set())
-        self.url = f"http://{bracketed(host)}:{port}/" + (self.token and f"?token={self.token}")
+        named = "localhost" if self._anywhere else bracketed(name)
+        self.url = f"http://{named}:{port}/" + (self.token and f"?token={self.token}")
         """Where the page is."""
 
     def check(self, headers: RequestHeaders, token: str) -> str:
