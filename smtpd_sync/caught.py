@@ -102,13 +102,7 @@ class CaughtMail:
 
     def links(self) -> List[str]:
         """Give the URLs, each once: those of the text, then where the HTML links to."""
-        found = [trimmed(match[0]) for match in URL.finditer(self.text)]
-        if self.html:
-            from html import unescape  # its table is large
-
-            targets = (unescape("".join(m.groups(""))).strip() for m in HREF.finditer(self.html))
-            found.extend(target for target in targets if target)
-        return list(dict.fromkeys(found))
+        return links_of(self.text, self.html)
 
     def _body(self, kind: str) -> str:
         texts = [
@@ -116,7 +110,7 @@ class CaughtMail:
             for part in leaves(self.message, forwarded=False)
             if body_type(part) == kind
         ]
-        return clean("\n".join(texts)).replace("\r\n", "\n")
+        return joined(texts)
 
 
 def body_type(part: EmailMessage) -> str:
@@ -154,6 +148,22 @@ def clean(text: str) -> str:
     except UnicodeEncodeError:  # half of a pair, as UTF-7 can bring it
         octets = text.encode("utf-8", "surrogatepass")
     return octets.decode("utf-8", "replace")
+
+
+def joined(texts: List[str]) -> str:
+    """Make one text of several; its lines end with LF."""
+    return clean("\n".join(texts)).replace("\r\n", "\n")
+
+
+def links_of(text: str, html: str) -> List[str]:
+    """Give the URLs of a text, then where HTML links to; each once."""
+    found = [trimmed(match[0]) for match in URL.finditer(text)]
+    if html:
+        from html import unescape  # its table is large
+
+        targets = (unescape("".join(m.groups(""))).strip() for m in HREF.finditer(html))
+        found.extend(target for target in targets if target)
+    return list(dict.fromkeys(found))
 
 
 def trimmed(url: str) -> str:

@@ -11,7 +11,21 @@ from email.parser import BytesHeaderParser
 from email.utils import getaddresses
 from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar
 
-__all__ = ["Attachment", "headers", "hidden", "leaves", "parsed", "parts", "text_of"]
+__all__ = [
+    "ADDRESSED",
+    "Attachment",
+    "Forgiving",
+    "headers",
+    "hidden",
+    "leaves",
+    "parsed",
+    "parts",
+    "text_of",
+    "unnamed",
+]
+
+ADDRESSED = ("to", "cc", "resent-to", "resent-cc")
+"""The header fields that name recipients."""
 
 Recipient = TypeVar("Recipient", bound=str)
 
@@ -52,11 +66,12 @@ def headers(message: EmailMessage) -> Iterator[Tuple[str, str]]:
 
 def hidden(recipients: Iterable[Recipient], message: EmailMessage) -> List[Recipient]:
     """Give the recipients that no header field names."""
-    fields = [
-        value
-        for name, value in headers(message)
-        if name.lower() in ("to", "cc", "resent-to", "resent-cc")
-    ]
+    fields = [value for name, value in headers(message) if name.lower() in ADDRESSED]
+    return unnamed(recipients, fields)
+
+
+def unnamed(recipients: Iterable[Recipient], fields: List[str]) -> List[Recipient]:
+    """Give the recipients that are in none of the fields."""
     try:
         named = {address.lower() for _, address in getaddresses(fields)}
     except RecursionError:  # comments in comments in comments ...

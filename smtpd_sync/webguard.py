@@ -20,12 +20,13 @@ LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 class Refusal(Exception):
-    """A request that gets no more than a status and a text."""
+    """A request that gets no more than a status, a text and some headers."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, **headers: str) -> None:
         super().__init__(text)
         self.status = status
         self.text = text
+        self.headers = headers
 
 
 class RequestHeaders(Protocol):
@@ -58,15 +59,19 @@ class Guard:
         self.url = f"http://{named}:{port}/" + (self.token and f"?token={self.token}")
         """Where the page is."""
 
-    def check(self, headers: RequestHeaders, token: str) -> str:
-        """Let a request pass, or raise `Refusal`; give the cookie to set, ``""`` for none."""
+    def check(self, headers: RequestHeaders, token: str, to_page: bool = False) -> str:
+        """Let a request pass, or raise `Refusal`; give the cookie to set, ``""`` for none.
+
+        ``to_page``: it is for the page itself, in which there is no mail yet. So any site may have
+        a link to it.
+        """
         hosts = headers.get_all("Host") or []
         if len(hosts) != 1 or not self._is_ours(hosts[0].lower()):
             raise Refusal(HTTPStatus.FORBIDDEN, "The page has another address.")
         origin = headers.get("Origin")
         if origin is not None and origin.lower() != f"http://{hosts[0].lower()}":
             raise Refusal(HTTPStatus.FORBIDDEN, "Another site asks for it.")
-        if headers.get("Sec-Fetch-Site") not in OURS:
+        if headers.get("Sec-Fetch-Site") not in OURS and not (to_page and is_link(headers)):
             raise Refusal(HTTPStatus.FORBIDDEN, "Another site asks for it.")
         if headers.get("Transfer-Encoding") or headers.get("Content-Length") not in (None, "0"):
             raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "No request here has a body.")
@@ -95,6 +100,14 @@ class Guard:
         except ValueError:
             return False
         return True
+
+
+def is_link(headers: RequestHeaders) -> bool:
+    """Tell whether somebody follows a link, and no page asks for a part of itself."""
+    return (headers.get("Sec-Fetch-Mode"), headers.get("Sec-Fetch-Dest")) == (
+        "navigate",
+        "document",
+    )
 
 
 def bracketed(host: str) -> str:

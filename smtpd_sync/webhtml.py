@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from html import escape, unescape
-from typing import Callable, Dict, Iterator, Mapping, Tuple
+from typing import Callable, Dict, Iterator, Mapping, Match, Tuple
 
 __all__ = ["harmless"]
 
@@ -57,8 +57,8 @@ _ATTRIBUTE = re.compile(
     r"""[\s/]*([^\s/>][^\s/>=]*)(?:\s*=\s*(?:"([^"]*)(?:"|\Z)|'([^']*)(?:'|\Z)|([^\s>]+)))?"""
 )
 _TAG_END = re.compile(r"[\s/]*>")
-_CSS_CID = re.compile(r"""url\(\s*(["']?)cid:([^"')\s]+)\1\s*\)""", re.IGNORECASE)
-_CSS_IMPORT = re.compile("@import", re.IGNORECASE)
+_CSS_LOADS = re.compile(r"url\(([^()]*)\)|(?:url|image-set|src)\(|@import", re.IGNORECASE)
+"""What of a style sheet may load something; first what says plainly what."""
 
 Images = Callable[[str], str]
 """Gives the ``data:`` URL of a Content-ID, ``""`` where there is none."""
@@ -144,11 +144,8 @@ def _kept(name: str, given: Mapping[str, str], image: Images) -> Dict[str, str]:
     kept = {key: value for key, value in given.items() if key in ATTRIBUTES}
     if "style" in kept:
         kept["style"] = _css(kept["style"], image)
-    source = given.get("src", "").strip()
-    if name == "img" and source[:4].lower() == "cid:":
-        source = image(unescape(source[4:]))
     if name == "img":
-        kept["src"] = source if IMAGE.match(source) else EMPTY_IMAGE
+        kept["src"] = _embedded(given.get("src", ""), image) or EMPTY_IMAGE
     if name == "a" and given.get("href", "").strip():
         kept["title"] = given["href"].strip()
         kept["style"] = "color:#0645ad;text-decoration:underline;" + kept.get("style", "")
@@ -156,6 +153,23 @@ def _kept(name: str, given: Mapping[str, str], image: Images) -> Dict[str, str]:
 
 
 def _css(text: str, image: Images) -> str:
-    """Give a style sheet that ends no element; the frame's policy keeps it from loading."""
-    shown = _CSS_CID.sub(lambda found: f'url("{image(found[2]) or EMPTY_IMAGE}")', text)
-    return _CSS_IMPORT.sub("@-import", shown.replace("</", "<\\/"))
+    """Give a style sheet that loads nothing, and ends no element.
+
+    Without backslashes, behind which names can hide.
+    """
+
+    def loaded(found: Match[str]) -> str:
+        if found[1] is None:
+            return "blocked"
+        source = _embedded(found[1].strip().strip("\"'"), image) or EMPTY_IMAGE
+        return 'url("{}")'.format("".join(source.split()).replace('"', "%22"))
+
+    return _CSS_LOADS.sub(loaded, text.replace("\\", "")).replace("</", "< /")
+
+
+def _embedded(source: str, image: Images) -> str:
+    """Give the ``data:`` URL of an image that came with the message, or ``""``."""
+    source = source.strip()
+    if source[:4].lower() == "cid:":
+        source = image(source[4:])
+    return source if IMAGE.match(source) else ""

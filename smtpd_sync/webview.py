@@ -1,14 +1,13 @@
 """Caught messages as the page gets them: values for JSON, documents for the frame, attachments.
 
 What came over the wire may be broken or huge: it is shown up to the sizes below, and ``notes`` say
-what is not. A message is parsed when somebody opens it, one at a time, and the parsed form is not
-kept: the thread that asks waits, and SMTP goes on.
+what is not. A message is taken apart when somebody opens it, one at a time, in the thread that
+asks; SMTP goes on.
 """
 
 from __future__ import annotations
 
 import base64
-import copy
 import re
 import threading
 from email.parser import BytesHeaderParser
@@ -17,9 +16,9 @@ from urllib.parse import quote, unquote
 from weakref import WeakKeyDictionary
 
 from .catch import Catch
-from .caught import Attachment, CaughtMail, attachment_of, body_type, clean
-from .reading import FORGIVING, headers, leaves
+from .caught import CaughtMail, clean, links_of
 from .webhtml import harmless
+from .webparts import BRIEF, FIELD_READ, Apart, Clock, header_of, take_apart
 
 __all__ = ["Rows", "Viewed", "Viewer", "file_name_of"]
 
@@ -27,12 +26,14 @@ HEAD_LOOKED_AT = 65_536
 """Octets of a message in which its subject is looked for, for the list."""
 SEARCHED = 131_072
 """Octets of a message in which a search looks for text."""
+TEXT_KEPT = 4_096
+"""Characters of a text that are kept for the next search, where that is all of it."""
+SEARCH_SECONDS, SEARCH_SECONDS_EACH = 5.0, 0.5
+"""Of processor time for a search, and of that for one message."""
 ROW_TEXT = 300
 ROW_RECIPIENTS = 5
 TEXT_SHOWN = 524_288
 """Characters of text, and of HTML, that are shown."""
-FIELDS_SHOWN = 500
-FIELD_TEXT = 8_192
 PARTS_SHOWN = 500
 RECIPIENTS_SHOWN = 1_000
 LINKS_SHOWN = 100
@@ -41,6 +42,8 @@ IMAGES_INLINE = 8_388_608
 RASTER = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp"})
 KEPT = 4
 """Messages that stay taken apart, for the requests that follow the first."""
+KEPT_OCTETS = 67_108_864
+"""Octets of them; the last stays, however large."""
 
 Row = Dict[str, Any]
 
@@ -50,7 +53,9 @@ class Rows:
 
     def __init__(self) -> None:
         self._made: WeakKeyDictionary[CaughtMail, Row] = WeakKeyDictionary()
+        self._texts: WeakKeyDictionary[CaughtMail, str] = WeakKeyDictionary()
         self._lock = threading.Lock()
+        self._searching = threading.Lock()
 
     def row(self, mail: CaughtMail) -> Row:
         """Give what the list shows."""
@@ -63,119 +68,79 @@ class Rows:
     def page(
         self, catch: Catch, query: str = "", before: str = "", most: int = 200
     ) -> Dict[str, Any]:
-        """Give messages, newest first; those older than the one with the id ``before``."""
-        with catch.news:
-            mails = list(reversed(list(catch.messages)))
+        """Give messages, newest first; those older than the one with the id ``before``.
+
+        ``complete`` is false where the search took too long to look into all texts.
+        """
+        mails = list(catch.messages)[::-1]
         total = len(mails)
         if before:
             at = next((n for n, mail in enumerate(mails) if mail.id == before), total)
             mails = mails[at + 1 :]
-        words = query.lower().split()
-        found = [mail for mail in mails if not words or self._has(mail, words)] if words else mails
+        complete = True
+        if words := query.lower().split():
+            with self._searching:
+                clock = Clock(SEARCH_SECONDS)
+                mails = [mail for mail in mails if self._has(mail, words, clock)]
+                complete = not clock.is_over()
         return {
-            "messages": [self.row(mail) for mail in found[:most]],
-            "more": len(found) > most,
-            "found": len(found),
+            "messages": [self.row(mail) for mail in mails[:most]],
+            "more": len(mails) > most,
+            "found": len(mails),
             "total": total,
+            "complete": complete,
         }
 
-    def _has(self, mail: CaughtMail, words: List[str]) -> bool:
-        row = self.row(mail)
-        known = " ".join((mail.sender, *mail.recipients, row["subject"])).lower()
+    def _has(self, mail: CaughtMail, words: List[str], clock: Clock) -> bool:
+        subject = self.row(mail)["subject"]
+        known = " ".join((mail.sender, *mail.recipients, subject)).lower()
         missing = [word for word in words if word not in known]
-        if not missing:
-            return True
-        text = searched_text(mail).lower()
+        if not missing or clock.is_over():
+            return not missing
+        text = self._text(mail)
         return all(word in text for word in missing)
+
+    def _text(self, mail: CaughtMail) -> str:
+        text = self._texts.get(mail)
+        if text is None:
+            apart = take_apart(mail.raw[:SEARCHED], seconds=SEARCH_SECONDS_EACH)
+            text = f"{apart.text}\n{apart.html}".lower()
+            if len(text) <= TEXT_KEPT:
+                self._texts[mail] = text
+        return text
 
 
 def row_of(mail: CaughtMail) -> Row:
     """Say of a message what stands in the list."""
-    head = mail.raw[:HEAD_LOOKED_AT]
-    end = head.find(b"\r\n\r\n")
-    message = BytesHeaderParser(policy=FORGIVING).parsebytes(head[:end] if end >= 0 else head)
+    head = mail.raw[:HEAD_LOOKED_AT].partition(b"\r\n\r\n")[0]
+    message = BytesHeaderParser(policy=BRIEF).parsebytes(head)
     return {
         "id": mail.id,
         "sender": mail.sender,
         "recipients": mail.recipients[:ROW_RECIPIENTS],
         "recipients_total": len(mail.recipients),
-        "subject": clean(str(message.get("subject", "")))[:ROW_TEXT],
+        "subject": clean(header_of(message, "subject"))[:ROW_TEXT],
         "received_at": mail.received_at.isoformat(),
         "size": len(mail.raw),
     }
 
 
-def searched_text(mail: CaughtMail) -> str:
-    """Give the text of the beginning of a message."""
-    part = copy.copy(mail)
-    vars(part).pop("message", None)
-    if len(mail.raw) > SEARCHED or "text" not in vars(mail):
-        part.raw = mail.raw[:SEARCHED]
-    return f"{part.text}\n{part.html}"
-
-
 class Viewed:
-    """A message, taken apart."""
+    """A message, taken apart. It does not keep the message itself."""
 
     def __init__(self, mail: CaughtMail, row: Row) -> None:
-        self.mail = mail
-        self._row = row
-        opened = copy.copy(mail)  # keeps what is made of it until we are done, not for ever
-        vars(opened).pop("message", None)
-        parts = [
-            (part, attachment_of(part))
-            for part in leaves(opened.message, forwarded=False)
-            if not body_type(part)
-        ]
-        self.attachments: List[Attachment] = [attachment for _, attachment in parts]
-        self._images = {
-            clean(str(part.get("content-id", ""))).strip().strip("<>"): attachment
-            for part, attachment in parts
-            if attachment.type in RASTER
-        }
-        self._html = opened.html
-        self._value = dict(self._described(opened))
-
-    def _described(self, mail: CaughtMail) -> Iterator[Tuple[str, Any]]:
-        notes: List[str] = []
-        cut = cutter(notes)
-        yield from self._row.items()
-        bcc = set(mail.bcc)
-        yield (
-            "recipients",
-            [
-                {"address": address, "bcc": address in bcc, "parameters": parameters}
-                for address, parameters in cut(
-                    "recipients",
-                    list(zip(mail.recipients, mail.recipient_parameters)),
-                    RECIPIENTS_SHOWN,
-                )
-            ],
-        )
-        yield "sender_parameters", mail.sender_parameters
-        yield "peer", {"address": mail.peer.address, "port": mail.peer.port}
-        yield "helo", clean(mail.helo)
-        yield "user", mail.user
-        yield "tls", mail.tls and {"version": mail.tls.version, "cipher": mail.tls.cipher}
-        fields = cut("header fields", list(headers(mail.message)), FIELDS_SHOWN)
-        yield "headers", [[clean(name), clean(value)[:FIELD_TEXT]] for name, value in fields]
-        yield "text", cut("characters of the text", mail.text, TEXT_SHOWN)
-        yield "html", bool(cut("characters of the HTML", mail.html, TEXT_SHOWN))
-        yield "links", mail.links()[:LINKS_SHOWN] if len(mail.raw) < TEXT_SHOWN else []
-        yield (
-            "attachments",
-            [
-                {"name": each.name, "type": each.type, "size": len(each.content)}
-                for each in cut("attachments", self.attachments, PARTS_SHOWN)
-            ],
-        )
-        defects = {type(each).__name__ for part in [mail.message] for each in part.defects}
-        notes.extend(f"The message is broken: {name}." for name in sorted(defects))
-        yield "notes", notes
+        apart = take_apart(mail.raw, mail.recipients)
+        self.attachments = apart.attachments
+        self._session = mail.session
+        self._images = {clean(name): each for name, each in apart.images.items()}
+        self._html = apart.html[:TEXT_SHOWN]
+        self._value = {**row, **dict(described(mail, apart))}
+        self.octets = 2 * TEXT_SHOWN + sum(len(each.content) for each in self.attachments)
+        """About what it takes."""
 
     def value(self) -> Dict[str, Any]:
         """Give all but the attachments' content, and the dialogue up to now."""
-        return {**self._value, "dialogue": self.mail.session.transcript}
+        return {**self._value, "dialogue": self._session.transcript}
 
     def document(self) -> str:
         """Write the HTML for the frame."""
@@ -183,12 +148,49 @@ class Viewed:
 
         def image(content_id: str) -> str:
             found = self._images.get(content_id) or self._images.get(unquote(content_id))
-            if found is None or len(found.content) > left[0]:
+            if found is None or found.type not in RASTER or len(found.content) > left[0]:
                 return ""
             left[0] -= len(found.content)
             return f"data:{found.type};base64,{base64.b64encode(found.content).decode()}"
 
-        return harmless(self._html[:TEXT_SHOWN], image)
+        return harmless(self._html, image)
+
+
+def described(mail: CaughtMail, apart: Apart) -> Iterator[Tuple[str, Any]]:
+    """Say of a message what its views show, but for the dialogue."""
+    notes: List[str] = []
+    cut = cutter(notes)
+    bcc = set(apart.bcc)
+    yield (
+        "recipients",
+        [
+            {"address": address, "bcc": address in bcc, "parameters": parameters}
+            for address, parameters in cut(
+                "recipients",
+                list(zip(mail.recipients, mail.recipient_parameters)),
+                RECIPIENTS_SHOWN,
+            )
+        ],
+    )
+    yield "sender_parameters", mail.sender_parameters
+    yield "peer", {"address": mail.peer.address, "port": mail.peer.port}
+    yield "helo", clean(mail.helo)
+    yield "user", mail.user
+    yield "tls", mail.tls and {"version": mail.tls.version, "cipher": mail.tls.cipher}
+    yield "headers", [[clean(name)[:ROW_TEXT], clean(value)] for name, value in apart.headers]
+    text = cut("characters of the text", apart.text, TEXT_SHOWN)
+    html = cut("characters of the HTML", apart.html, TEXT_SHOWN)
+    yield "text", text
+    yield "html", bool(html)
+    yield "links", [each[:FIELD_READ] for each in links_of(text, html)[:LINKS_SHOWN]]
+    yield (
+        "attachments",
+        [
+            {"name": each.name[:ROW_TEXT], "type": each.type[:ROW_TEXT], "size": len(each.content)}
+            for each in cut("attachments", apart.attachments, PARTS_SHOWN)
+        ],
+    )
+    yield "notes", [*apart.notes, *notes]
 
 
 def cutter(notes: List[str]) -> Callable[[str, Any, int], Any]:
@@ -203,30 +205,34 @@ def cutter(notes: List[str]) -> Callable[[str, Any, int], Any]:
 
 
 class Viewer:
-    """Takes messages apart, one at a time, and keeps the last few."""
+    """Takes messages apart, one at a time, and keeps the last few while they are there."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self._lock = threading.Lock()
-        self._kept: Dict[CaughtMail, Viewed] = {}
+        self._kept: WeakKeyDictionary[CaughtMail, Viewed] = WeakKeyDictionary()
 
     def view(self, mail: CaughtMail) -> Viewed:
         """Give a message, taken apart."""
         with self._lock:
             found = self._kept.pop(mail, None) or Viewed(mail, self._rows.row(mail))
             self._kept[mail] = found
-            while len(self._kept) > KEPT:
-                del self._kept[next(iter(self._kept))]
+            self._drop()
             return found
 
-    def forget(self) -> None:
-        """Keep none."""
-        with self._lock:
-            self._kept.clear()
+    def _drop(self) -> None:
+        octets = 0
+        for number, (mail, viewed) in enumerate(reversed(list(self._kept.items()))):
+            octets += viewed.octets
+            if number and (number >= KEPT or octets > KEPT_OCTETS):
+                self._kept.pop(mail, None)
 
 
 def file_name_of(name: str, otherwise: str) -> str:
-    """Write the parameters of Content-Disposition that name a file (RFC 6266)."""
+    """Write the parameters of Content-Disposition that name a file (RFC 6266).
+
+    Of a path the last part counts; nothing that cannot be seen is left in it.
+    """
     last = re.split(r"[/\\]", name)[-1]
     shown = "".join(c for c in last if c.isprintable()).strip(". ")[:100] or otherwise
     plain = re.sub(r"[^A-Za-z0-9._ -]", "_", shown)

@@ -87,25 +87,30 @@ class Visit(BaseHTTPRequestHandler):
         try:
             self._route()
         except Refusal as refusal:
-            self.send_error(refusal.status, refusal.text)
+            self.refuse(refusal)
         except OSError:
-            raise
+            raise  # the client has gone
         except Exception:
-            log.exception("web: cannot show %s", self.path.partition("?")[0])
+            log.exception("web: cannot show %s", self._asked())
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, "This cannot be shown.")
 
     do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_POST = do_PUT = do_GET
 
     def _route(self) -> None:
+        if self.request_version == "HTTP/0.9":  # whose answers have no headers
+            raise Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "It speaks HTTP/1.1.")
         path, _, query = self.path.partition("?")
         self.query = {name: values[-1] for name, values in parse_qs(query).items()}
-        self.cookie = self.server.guard.check(self.headers, self.query.get("token", ""))
+        token = self.query.get("token", "")
+        self.cookie = self.server.guard.check(self.headers, token, to_page=path == "/")
+        asked = "GET" if self.command == "HEAD" else self.command
         for pattern, methods in ROUTES:
             found = pattern.fullmatch(path)
             if found is not None:
-                method = methods.get(self.command)
+                method = methods.get(asked)
                 if method is None:
-                    raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"It is {' or '.join(methods)}.")
+                    allowed = ", ".join(methods)
+                    raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"It is {allowed}.", Allow=allowed)
                 return method(self, *found.groups())
         raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing here.")
 
@@ -135,7 +140,6 @@ class Visit(BaseHTTPRequestHandler):
     def clear(self) -> None:
         """Forget all."""
         self.server.catch.clear()
-        self.server.viewer.forget()
         self.give_json({})
 
     def message(self, name: str) -> None:
@@ -166,7 +170,7 @@ class Visit(BaseHTTPRequestHandler):
         """Tell what happens, as it happens."""
         with self.server.watchers.watching() as watch:
             self._begin(HTTPStatus.OK, "text/event-stream", {})
-            for octets in watch:
+            for octets in () if self.command == "HEAD" else watch:
                 self.wfile.write(octets)
 
     def _mail(self, name: str) -> CaughtMail:
@@ -180,7 +184,7 @@ class Visit(BaseHTTPRequestHandler):
     def give(self, octets: bytes, kind: str, headers: Headers, status: int = HTTPStatus.OK) -> None:
         """Answer."""
         self._begin(status, kind, {"Content-Length": str(len(octets)), **headers})
-        for start in range(0, len(octets), PIECE):
+        for start in range(0, len(octets) if self.command != "HEAD" else 0, PIECE):
             self.wfile.write(octets[start : start + PIECE])
 
     def give_json(self, value: Any) -> None:
@@ -192,12 +196,16 @@ class Visit(BaseHTTPRequestHandler):
         disposition = f"attachment; {file_name_of(name, otherwise)}"
         self.give(octets, "application/octet-stream", {"Content-Disposition": disposition})
 
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer that it cannot be."""
+        text = json.dumps({"error": refusal.text}).encode()
+        self.give(text, "application/json", refusal.headers, refusal.status)
+
     def send_error(
         self, code: int, message: Optional[str] = None, explain: Optional[str] = None
     ) -> None:
-        """Answer that it cannot be."""
-        text = json.dumps({"error": message or HTTPStatus(code).phrase}).encode()
-        self.give(text, "application/json", {}, code)
+        """Refuse what `http.server` cannot read."""
+        self.refuse(Refusal(code, message or HTTPStatus(code).phrase))
 
     def _begin(self, status: int, kind: str, headers: Headers) -> None:
         self.send_response(status)
@@ -206,8 +214,13 @@ class Visit(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *values: Any) -> None:
-        """Log for those who look for faults; without the query, where a token may be."""
-        log.debug("web: %s %s", self.command, getattr(self, "path", "").partition("?")[0][:200])
+        """Log for those who look for faults."""
+        log.debug("web: %s", self._asked())
+
+    def _asked(self) -> str:
+        """Say what was asked, without the query, where a token may be, and on one line."""
+        path = getattr(self, "path", "").partition("?")[0]
+        return f"{self.command} {path}"[:200].encode("unicode_escape").decode("ascii")
 
 
 Method = Callable[..., None]

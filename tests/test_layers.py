@@ -50,7 +50,7 @@ LAYERS = (
         *("service", "show", "process", "queuecli", "cli"),
         *("faultkinds", "faultplan", "faults", "faultflags", "flagvalues", "flags"),
         *("caught", "catch", "certificates", "testing", "pytest_plugin"),
-        *("webhtml", "webguard", "webview", "webwatch", "webvisit", "web"),
+        *("webhtml", "webparts", "webguard", "webview", "webwatch", "webvisit", "web"),
     ),
 )
 CORE = LAYERS[0]
