@@ -94,8 +94,9 @@ class Catch:
     def __init__(
         self, max_messages: Optional[int] = None, max_octets: Optional[int] = None
     ) -> None:
-        if max_messages is not None and (not isinstance(max_messages, int) or max_messages < 1):
-            raise ValueError(f"max_messages: a number from 1 on, or None, not {max_messages!r}")
+        for name, most in (("max_messages", max_messages), ("max_octets", max_octets)):
+            if most is not None and (not isinstance(most, int) or most < 1):
+                raise ValueError(f"{name}: a number from 1 on, or None, not {most!r}")
         self._most = max_messages
         self._most_octets = max_octets
         self._messages: List[CaughtMail] = []

@@ -56,6 +56,7 @@ class Visit(BaseHTTPRequestHandler):
     server: Web
     server_version = "smtpd_sync"
     sys_version = ""
+    default_request_version = "HTTP/1.0"  # 0.9 would have no headers to guard the answer
     timeout = PATIENCE
 
     def handle(self) -> None:
@@ -97,8 +98,6 @@ class Visit(BaseHTTPRequestHandler):
     do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_POST = do_PUT = do_GET
 
     def _route(self) -> None:
-        if self.request_version == "HTTP/0.9":  # whose answers have no headers
-            raise Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "It speaks HTTP/1.1.")
         path, _, query = self.path.partition("?")
         self.query = {name: values[-1] for name, values in parse_qs(query).items()}
         token = self.query.get("token", "")
@@ -220,7 +219,7 @@ class Visit(BaseHTTPRequestHandler):
     def _asked(self) -> str:
         """Say what was asked, without the query, where a token may be, and on one line."""
         path = getattr(self, "path", "").partition("?")[0]
-        return f"{self.command} {path}"[:200].encode("unicode_escape").decode("ascii")
+        return f"{self.command or '-'} {path}"[:200].encode("unicode_escape").decode("ascii")
 
 
 Method = Callable[..., None]

@@ -80,8 +80,10 @@ class Watchers:
 
     def _events(self, watcher: Watcher) -> Iterator[bytes]:
         yield b"retry: 1000\n\n"
-        while not watcher.over:
+        while True:
             cleared, new = watcher.wait()
+            if watcher.over:
+                return
             events = [b"event: clear\ndata: {}\n\n"] if cleared else []
             rows = (json.dumps(self._rows.row(mail)).encode() for mail in new)
             events.extend(b"event: mail\ndata: " + row + b"\n\n" for row in rows)
