@@ -113,6 +113,12 @@ class Browser:
             if not self.hear(due - time.monotonic()):
                 raise TimeoutError(f"{what}: nothing in {seconds} s")
 
+    def idle(self, seconds):
+        """Let the browser do what it has under way, and take what it says."""
+        due = time.monotonic() + seconds
+        while (left := due - time.monotonic()) > 0:
+            self.hear(left)
+
     def hear(self, seconds):
         """Take what it says next; give whether it said anything."""
         if not select.select([self._reading], [], [], max(0, seconds))[0]:
@@ -176,6 +182,8 @@ class Page:
         ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setLocaleOverride", locale="en-GB")
+        self.call("Emulation.setTimezoneOverride", timezoneId="Europe/Berlin")
 
     def call(self, method, **parameters):
         return self.browser.call(method, self._session, **parameters)
@@ -226,12 +234,19 @@ class Page:
             self.call("Input.dispatchKeyEvent", type=kind, **known)
             self.call("Input.dispatchKeyEvent", type="keyUp", **known)
 
+    def point(self, x, y):
+        """Move the mouse."""
+        self._mouse("mouseMoved", x=x, y=y)
+
     def click(self, x, y):
-        """Press the mouse's button at a place of the page."""
-        at = {"x": x, "y": y, "button": "left", "clickCount": 1}
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-        self.call("Input.dispatchMouseEvent", type="mousePressed", **at)
-        self.call("Input.dispatchMouseEvent", type="mouseReleased", **at)
+        """Press the mouse's button at a place of the page; what comes of it is to be waited for."""
+        self.point(x, y)
+        for kind in ("mousePressed", "mouseReleased"):
+            self._mouse(kind, x=x, y=y, button="left", clickCount=1)
+
+    def _mouse(self, kind, **values):
+        # A frame that goes away under the mouse never answers.
+        self.browser.send("Input.dispatchMouseEvent", self._session, type=kind, **values)
 
     def click_on(self, selector):
         """Press the mouse's button on an element."""

@@ -1,13 +1,17 @@
 """Fixtures: servers and clients that are gone when a test is over, and a certificate."""
 
+import logging
 import shutil
 import signal
 import threading
 
+import browser as browsing
 import pytest
 from support import LOOPBACK, Client, Inbox, Program, descriptors, make_certificate, until
 
 from smtpd_sync import SMTPHandler, SMTPServer
+from smtpd_sync.testing import MailCatcher
+from smtpd_sync.web import Web
 
 pytest_plugins = ["smtpd_sync.pytest_plugin", "pytester"]  # once, though it be installed, too
 
@@ -94,3 +98,24 @@ def serving(run):
         return program, program.port()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A real browser; each test opens pages of its own in it."""
+    if browsing.find_chromium() is None:
+        pytest.skip("chromium is missing")
+    with browsing.Browser(tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
+@pytest.fixture
+def web(no_leaks, caplog):
+    """The page of a catcher: of the catcher ``.mail``, of what it was asked ``asked()``."""
+    caplog.set_level(logging.DEBUG, "smtpd_sync")
+    with MailCatcher() as catcher:
+        web = Web(catcher).start()
+        web.mail = catcher
+        web.asked = lambda: [each.getMessage() for each in caplog.records]
+        yield web
+        web.stop()
