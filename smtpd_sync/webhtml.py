@@ -45,7 +45,7 @@ ATTRIBUTES = frozenset(
 START = (
     '<!doctype html><html><head><meta charset="utf-8">'
     '<meta name="color-scheme" content="light">'
-    "<style>html{background:#fff;color:#111;font:15px/1.5 system-ui,sans-serif;"
+    "<style>html{color:#111;font:15px/1.5 system-ui,sans-serif;"
     "overflow-wrap:anywhere}body{margin:16px}img{max-width:100%}</style></head><body>"
 )
 EMPTY_IMAGE = "data:,"

@@ -183,7 +183,7 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.call("Emulation.setLocaleOverride", locale="en-GB")
-        self.call("Emulation.setTimezoneOverride", timezoneId="Europe/Berlin")
+        self.call("Emulation.setTimezoneOverride", timezoneId="UTC")
 
     def call(self, method, **parameters):
         return self.browser.call(method, self._session, **parameters)

@@ -18,7 +18,7 @@ from smtpd_sync.testing import MailCatcher  # noqa: E402
 from smtpd_sync.web import Web  # noqa: E402
 
 MOST_OCTETS = 150_000
-NEWEST = datetime(2025, 5, 14, 9, 41, 20, tzinfo=timezone.utc)
+NEWEST = datetime.now(timezone.utc).replace(hour=9, minute=41, second=20)
 
 NEWSLETTER = """\
 <html><body style="margin:0; background:#f3efe8; font-family:Georgia,serif; color:#33302b">
@@ -128,9 +128,9 @@ def mails():
 
 def fill(catcher):
     """Send them all, minutes apart."""
-    with SMTP(catcher.host, catcher.port, local_hostname="app.shop.example") as client:
-        for message, hidden in mails():
-            named = [each.addr_spec for each in message["To"].addresses]
+    for message, hidden in mails():
+        named = [each.addr_spec for each in message["To"].addresses]
+        with SMTP(catcher.host, catcher.port, local_hostname="app.shop.example") as client:
             client.send_message(message, to_addrs=[*named, *hidden])
     caught = catcher.wait(len(list(mails())))
     for age, mail in enumerate(reversed(caught)):
@@ -139,9 +139,9 @@ def fill(catcher):
 
 
 PICTURES = {
-    "web-light.png": ((1180, 720), "light", "What to sow in May"),
-    "web-dark.png": ((1180, 720), "dark", "Your invoice 2025-0417"),
-    "web-narrow.png": ((400, 720), "light", None),
+    "web-light.png": ((1180, 720), "light", "What to sow in May", "1"),
+    "web-dark.png": ((1180, 720), "dark", "Your invoice 2025-0417", "6"),
+    "web-narrow.png": ((400, 720), "light", "Reset your password", "2"),
 }
 
 
@@ -154,25 +154,24 @@ def make(directory):
         fill(catcher)
         web = Web(catcher).start()
         try:
-            for name, (size, scheme, subject) in PICTURES.items():
-                (directory / name).write_bytes(shot(browser, web.url, size, scheme, subject))
+            for name, wanted in PICTURES.items():
+                (directory / name).write_bytes(shot(browser, web.url, *wanted))
         finally:
             web.stop()
 
 
-def shot(browser, url, size, scheme, subject):
-    """Give a picture of the page with a message open, or of its list."""
+def shot(browser, url, size, scheme, subject, key):
+    """Give a picture of the page with a message open, in the view of a key."""
     with browser.page(*size) as page:
         page.prefer(color_scheme=scheme)
-        page.before(f"Date.now = () => {NEWEST.timestamp() * 1000 + 60_000:.0f}")
         page.open(url)
         page.until("document.querySelectorAll('#rows li').length > 0")
-        if subject:
-            page.run(
-                "[...document.querySelectorAll('#rows li')].find("
-                f"each => each.textContent.includes({subject!r})).click()"
-            )
-            page.until(f"document.querySelector('#subject').textContent === {subject!r}")
+        page.run(
+            "[...document.querySelectorAll('#rows li')].find("
+            f"each => each.textContent.includes({subject!r})).click()"
+        )
+        page.until(f"document.querySelector('#subject').textContent === {subject!r}")
+        page.key(key)
         browser.idle(0.6)
         octets = page.picture()
     assert len(octets) < MOST_OCTETS, len(octets)
