@@ -93,6 +93,8 @@ def take_apart(octets: bytes, recipients: Sequence[str] = (), seconds: float = S
             notes.extend(_doubts(part, texts[kind][-1]))
         else:
             attachments.append(Attachment(*attachment_of(part)))
+            if part.is_multipart() and not attachments[-1].content:
+                notes.append("A message within it cannot be read: only the source has it.")
             images.setdefault(header_of(part, "content-id").strip("<>"), attachments[-1])
         defects.extend(part.defects)
     notes.extend(f"Broken: {_said(defect)}" for defect in defects)

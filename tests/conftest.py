@@ -5,7 +5,6 @@ import shutil
 import signal
 import threading
 
-import browser as browsing
 import pytest
 from support import LOOPBACK, Client, Inbox, Program, descriptors, make_certificate, until
 
@@ -103,6 +102,7 @@ def serving(run):
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     """A real browser; each test opens pages of its own in it."""
+    browsing = pytest.importorskip("browser", reason="its pipes are those of POSIX")
     if browsing.find_chromium() is None:
         pytest.skip("chromium is missing")
     with browsing.Browser(tmp_path_factory.mktemp("browser")) as running:
