@@ -22,8 +22,9 @@ SWITCHES = (
     *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"),  # for root, and in containers
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-extensions", "--disable-default-apps", "--password-store=basic", "--mute-audio"),
-    *("--no-proxy-server", "--disable-breakpad", "--disable-crash-reporter", "--force-color-profile=srgb"),
-    *("--hide-scrollbars", "--disable-renderer-backgrounding", "--font-render-hinting=none"),
+    *("--no-proxy-server", "--disable-breakpad", "--disable-crash-reporter", "--hide-scrollbars"),
+    *("--disable-renderer-backgrounding", "--force-color-profile=srgb"),
+    "--font-render-hinting=none",
     *("--autoplay-policy=no-user-gesture-required", "--disable-features=Translate,MediaRouter"),
 )
 TEXT_OF = {"Enter": "\r", "Tab": "\t", "Space": " "}
@@ -289,7 +290,7 @@ MIDDLE = """
     const found = document.querySelector(%s);
     if (!found || !found.checkVisibility()) return null;
     found.scrollIntoView({ block: "nearest" });
-    const { left, top, width, height } = found.getBoundingClientRect();
+    const { left, top, width, height } = found.getClientRects()[0]; // a link may have two lines
     return [left + width / 2, top + height / 2];
 """
 

@@ -87,7 +87,8 @@ parent.postMessage({ hit: 1 }, "*");
 </script>
 <body onload="new Image().src = 'NEAR/on-load'" onpageshow="new Image().src = 'FAR/on-show'">
 <img src="data:," onerror="new Image().src = 'NEAR/on-error'">
-<svg onload="new Image().src = 'FAR/on-svg-load'"><script>new Image().src = "NEAR/svg-script"</script>
+<svg onload="new Image().src = 'FAR/on-svg-load'">
+<script>new Image().src = "NEAR/svg-script"</script>
 <animate attributeName="x" dur="1ms" onbegin="new Image().src = 'FAR/on-begin'"/></svg>
 <details open ontoggle="new Image().src = 'NEAR/on-toggle'"><summary>s</summary>d</details>
 <p style="animation: a 1ms" onanimationstart="new Image().src = 'FAR/on-animation'">a</p>

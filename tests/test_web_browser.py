@@ -9,7 +9,6 @@ from email.message import EmailMessage
 
 import pytest
 from screenshots import fill
-from support import DEADLINE, until
 
 from smtpd_sync.testing import MailCatcher
 from smtpd_sync.web import Web
@@ -18,6 +17,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("no_leaks")]
 
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 ROWS = "document.querySelectorAll('#rows li').length"
+SUBJECTS = "[...document.querySelectorAll('#rows b')].map(each => each.textContent)"
 SUBJECT = "document.querySelector('#subject').textContent"
 VIEW = "document.querySelector('#panel').dataset.view"
 NOTING_ROWS = """
@@ -81,7 +81,8 @@ def test_list_is_newest_first_and_says_who_to_whom(demo):
 
 
 def test_search_looks_into_subjects_addresses_and_text(demo):
-    for quest, count in {"invoice": 1, "COURGETTES": 1, "jo@home": 1, "mail": 0, "maria": 5}.items():
+    quests = {"invoice": 1, "COURGETTES": 1, "jo@home": 1, "mail": 0, "maria": 5}
+    for quest, count in quests.items():
         demo.key("/", *quest)
         demo.until(f"document.querySelector('#state').textContent === '{count} found of 6'")
         demo.key("Escape")
@@ -124,7 +125,7 @@ def test_older_messages_come_when_asked_for(page, web):
     page.until(f"{ROWS} === 500")
     page.click_on("#more")
     page.until(f"{ROWS} === 510")
-    assert page.text("#rows li:last-child b") == "n0"
+    assert page.run(SUBJECTS)[-1] == "n0"
     assert page.run("document.querySelector('#more').hidden")
 
 
@@ -184,14 +185,13 @@ def test_attachment_is_saved_under_a_safe_name_with_its_octets(page, web, browse
     page.key("5")
     for number in range(1, 6):
         page.click_on(f"#panel tr:nth-child({number}) a")
-        browser.listen(lambda: len(browser.named("Browser.downloadWillBegin")) == number)
+        browser.listen(lambda n=number: len(browser.named("Browser.downloadWillBegin")) == n)
     begun = browser.named("Browser.downloadWillBegin")
-    finished = lambda: [
-        each
-        for each in browser.named("Browser.downloadProgress")
-        if each["state"] == "completed"
-    ]
-    browser.listen(lambda: len(finished()) == 5)
+
+    def states():
+        return [each["state"] for each in browser.named("Browser.downloadProgress")]
+
+    browser.listen(lambda: states().count("completed") == 5)
     names = [each["suggestedFilename"] for each in begun]
     assert names[0] == "pass wd"
     assert names[4] == "p.html"
@@ -207,15 +207,21 @@ def test_markup_of_strangers_is_shown_as_text(page, web):
     made = message(MARKUP, text=MARKUP + "\n")
     made["X-Evil"] = MARKUP
     made.add_attachment(b"1", maintype="application", subtype="x-any", filename=MARKUP)
-    with smtplib.SMTP(web.mail.host, web.mail.port, local_hostname="<b>bold</b>") as client:
+    with smtplib.SMTP(web.mail.host, web.mail.port) as client:
         sender = '"<img src=x onerror=1>"@x.example'
         client.sendmail(sender, ['"<script>1</script>"@y.example'], made.as_bytes())
     page.open(web.url)
     page.until(f"{ROWS} === 1")
-    assert page.text("#rows b") == MARKUP
-    assert "<script>1</script>" in page.text("#rows")
+    assert page.run(SUBJECTS) == [MARKUP]
+    assert "<script>1</script>" in page.run("document.querySelector('#rows').textContent")
     choose(page, MARKUP)
-    for key, said in {"2": MARKUP, "3": MARKUP, "4": MARKUP, "5": "<img src=x", "6": "<b>"}.items():
+    for key, said in {
+        "2": MARKUP,
+        "3": MARKUP,
+        "4": MARKUP,
+        "5": MARKUP,
+        "6": "<img src=x",
+    }.items():
         page.key(key)
         page.until(f"document.querySelector('#panel').innerText.includes({json.dumps(said)})")
         assert page.run("document.querySelectorAll('main :is(img, script, b)').length") == 0
@@ -235,22 +241,22 @@ def test_markup_of_strangers_is_shown_as_text(page, web):
 def test_live_event_of_a_hostile_message_is_one_row(page, web, subject):
     page.open(web.url)
     page.until("document.querySelector('#state').textContent === '0 messages'")
-    for text in ("Subject: before\r\n\r\n", f"Subject: {subject}\r\n\r\n", "Subject: after\r\n\r\n"):
-        send(web.mail, text.encode())
+    for each in ("before", subject, "after"):
+        send(web.mail, f"Subject: {each}\r\n\r\n".encode())
     page.until(f"{ROWS} === 3")
-    assert page.text("#rows li:last-child b") == "before"
-    assert page.text("#rows li:first-child b") == "after"
+    last, _, first = page.run(SUBJECTS)
+    assert (first, last) == ("before", "after")
 
 
 def test_of_broken_and_huge_mail_what_can_be_shown_is_shown(page, web):
     line = b"0123456789 " * 6 + b"\r\n"
-    many = b"".join(b"--b\r\nContent-Type: text/plain\r\n\r\nx\r\n" for _ in range(5_000))
+    many = b"--b\r\nContent-Type: image/x-any\r\n\r\nx\r\n" * 5_000
     head = b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n"
     for name, data in {
         "huge": b"\r\n" + line * (30 * 2**20 // len(line)),
         "parts": head + b"\r\n" + many + b"--b--\r\n",
-        "broken": b"Content-Type: text/html; charset=no-such\r\nContent-Transfer-Encoding: base64\r\n"
-        b"no header\r\n\r\n\xff\xfe***\r\n",
+        "broken": b"Content-Type: text/html; charset=no-such\r\n"
+        b"Content-Transfer-Encoding: base64\r\nno header\r\n\r\n\xff\xfe***\r\n",
         "unended": head + b"\r\n--b\r\n\r\nfirst",
         "empty": b"\r\n",
     }.items():
@@ -267,7 +273,7 @@ def test_of_broken_and_huge_mail_what_can_be_shown_is_shown(page, web):
     page.key("2")
     page.until("document.querySelector('#panel pre').innerText.startsWith('0123456789 ')")
     choose(page, "parts")
-    assert "of 5,000" in page.text("#notes") or "of 4,999" in page.text("#notes")
+    assert "The first 500 of 5,000 attachments are shown." in page.text("#notes")
 
 
 # -- keyboard ------------------------------------------------------------------------------------
@@ -305,19 +311,19 @@ def test_every_key_of_the_help_does_what_it_says(demo):
     press("?")
     demo.until("document.querySelector('#keys').open")
     shown = demo.text("#keys")
-    for key in sum(keys, []):
-        assert key in shown
+    known = {key for each in keys for key in each}
+    assert all(key in shown for key in known)
     demo.key("Escape")
     demo.until("!document.querySelector('#keys').open")
-    assert pressed == set(sum(keys, []))
+    assert pressed == known
 
 
 def test_tabs_go_by_arrows_and_over_what_a_message_has_not(demo):
     choose(demo, "Dinner on Friday?")  # no HTML, no attachments
     demo.key("2")
     demo.run("document.querySelector('#tab-text').focus()")
-    for key, view in (("ArrowLeft", "dialogue"), ("ArrowLeft", "source"), ("ArrowRight", "dialogue")):
-        demo.key(key)
+    for side, view in (("Left", "dialogue"), ("Left", "source"), ("Right", "dialogue")):
+        demo.key(f"Arrow{side}")
         demo.until(f"document.activeElement.id === 'tab-{view}' && {VIEW} === '{view}'")
 
 
@@ -338,7 +344,9 @@ def test_keys_are_the_page_s_again_when_the_mouse_leaves_the_mail(demo):
 def luminance(colour):
     """Of a CSS colour, by WCAG 2.2."""
     shares = [int(each) / 255 for each in re.findall(r"\d+", colour)[:3]]
-    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in shares]
+    linear = [
+        each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in shares
+    ]
     return sum(share * weight for share, weight in zip(linear, (0.2126, 0.7152, 0.0722)))
 
 
@@ -353,16 +361,13 @@ def test_text_has_contrast_in_light_and_dark(demo, scheme):
     choose(demo, "Reset your password")
     back = demo.run("getComputedStyle(document.body).backgroundColor")
     assert (luminance(back) > 0.5) == (scheme == "light")
-    names = ("text", "soft", "mark", "warn")
-    probe = """(() => { const p = document.createElement("p"); document.body.append(p);
-        p.className = "soft"; const found = ["body", "#rows time", "dt", "[role=tab]", "#state",
-        "[role=tab][aria-selected=true]", "#rows [aria-selected=true] span", "#clear"].map(each => {
-        let place = document.querySelector(each), color = getComputedStyle(place).color;
-        while (getComputedStyle(place).backgroundColor === "rgba(0, 0, 0, 0)")
-            place = place.parentElement;
-        return [each, color, getComputedStyle(place).backgroundColor]; }); p.remove();
-        return found; })()"""
-    assert names
+    probe = """["body", "#rows time", "dt", "[role=tab]", "#state", "#notes", "#clear", "#panel",
+        "[role=tab][aria-selected=true]", "#rows [aria-selected=true] span"].map(each => {
+        let place = document.querySelector(each);
+        const { color } = getComputedStyle(place);
+        const back = () => getComputedStyle(place).backgroundColor;
+        while (back() === "rgba(0, 0, 0, 0)") place = place.parentElement;
+        return [each, color, back()]; })"""
     for place, colour, behind in demo.run(probe):
         assert contrast(colour, behind) >= 4.5, (place, colour, behind)
 
@@ -373,9 +378,11 @@ def test_narrow_page_shows_the_list_then_the_message_and_back(page, web):
     page.open(web.url)
     page.until(f"{ROWS} === 6")
     within = "document.documentElement.scrollWidth <= 400 && document.body.scrollWidth <= 400"
-    shown = "['list', 'message'].filter(each => document.getElementById(each).checkVisibility()).join()"
-    right = "[...document.querySelectorAll('header *, #top, #panel, #tabs')].every(each =>" \
-        " each.getBoundingClientRect().right <= 400)"
+    shown = "['list', 'message'].filter(each => at(each).checkVisibility()).join()"
+    right = (
+        "[...document.querySelectorAll('header *, #top, #panel, #tabs')]"
+        ".every(each => each.getBoundingClientRect().right <= 400)"
+    )
     assert page.run(shown) == "list"
     assert page.run(f"{within} && {right}")
     page.click_on("#rows li:nth-child(1)")
@@ -392,7 +399,7 @@ def test_focus_is_seen_wherever_the_tab_key_goes(demo):
     choose(demo, "Your invoice 2025-0417")
     seen = []
     demo.run("document.querySelector('#search').focus()")
-    for _ in range(6):
+    for _ in range(5):
         demo.key("Tab")
         place, outline = demo.run(
             "(() => { const at = document.activeElement, { outlineStyle, outlineWidth } ="
@@ -400,9 +407,7 @@ def test_focus_is_seen_wherever_the_tab_key_goes(demo):
         )
         assert outline == "solid2px", place
         seen.append(place)
-    assert seen == ["clear", "help", "rows", "tab-text", "panel", ""] or seen[:5] == [
-        *("clear", "help", "rows", "tab-text", "panel")
-    ]
+    assert seen == ["clear", "help", "rows", "tab-text", "panel"]
 
 
 def test_a_screen_reader_is_told_what_is_what(demo):
@@ -426,7 +431,7 @@ def test_a_screen_reader_is_told_what_is_what(demo):
     assert any(role == "option" and "What to sow in May" in name for role, name in told)
 
 
-@pytest.mark.parametrize("motion, count", [("no-preference", 1), ("reduce", 0)])
+@pytest.mark.parametrize(("motion", "count"), [("no-preference", 1), ("reduce", 0)])
 def test_nothing_moves_for_whom_motion_is_too_much(page, web, motion, count):
     page.prefer(reduced_motion=motion)
     page.open(web.url)
