@@ -31,6 +31,14 @@ TEXT_OF = {"Enter": "\r", "Tab": "\t", "Space": " "}
 CODE_OF = {"Enter": 13, "Tab": 9, "Escape": 27, "Home": 36, "End": 35, "PageDown": 34, "PageUp": 33}
 CODE_OF.update(ArrowLeft=37, ArrowUp=38, ArrowRight=39, ArrowDown=40, Delete=46)
 
+COUNTING_FRAMES = """
+    window.framesLoaded = 0;
+    document.addEventListener("load", ({ target }) => {
+        if (target.tagName === "IFRAME") window.framesLoaded += 1;
+    }, true);
+"""
+"""To be run in a page: so many frames have come to the end of loading."""
+
 
 def find_chromium():
     """Give its path, or ``None``."""

@@ -150,7 +150,7 @@ def make(directory):
     with (
         tempfile.TemporaryDirectory() as profile,
         Browser(pathlib.Path(profile)) as browser,
-        MailCatcher() as catcher,
+        MailCatcher(hostname="mail.home.example") as catcher,
     ):
         fill(catcher)
         web = Web(catcher).start()

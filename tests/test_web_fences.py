@@ -8,6 +8,7 @@ import contextlib
 import smtplib
 
 import pytest
+from browser import COUNTING_FRAMES
 from hostile_mail import (
     CLICKED,
     HOPES,
@@ -26,12 +27,6 @@ pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("no_leaks")]
 
 WITHOUT_A_CLICK = {"loads": LOADS, "noscript": WITHOUT_SCRIPTS, "scripts": SCRIPTS, **LEAVES}
 ALL = {**WITHOUT_A_CLICK, **CLICKED}
-COUNTING_FRAMES = """
-    window.framesLoaded = 0;
-    document.addEventListener("load", ({ target }) => {
-        if (target.tagName === "IFRAME") window.framesLoaded += 1;
-    }, true);
-"""
 
 
 @pytest.fixture
