@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Mapping, Optional, TypeVar, Union
 
@@ -97,8 +98,9 @@ class Catch:
         for name, most in (("max_messages", max_messages), ("max_octets", max_octets)):
             if most is not None and (not isinstance(most, int) or most < 1):
                 raise ValueError(f"{name}: a number from 1 on, or None, not {most!r}")
-        self._most = max_messages
-        self._most_octets = max_octets
+        self._most = inf if max_messages is None else max_messages
+        self._most_octets = inf if max_octets is None else max_octets
+        self._octets = 0
         self._messages: List[CaughtMail] = []
         self._sessions: List[Session] = []
         self.messages: View[CaughtMail] = View(self._messages)
@@ -120,39 +122,37 @@ class Catch:
         """Take a message in."""
         with self.news:
             self.arrived += 1
-            self._append(self._messages, mail)
-            if self._most_octets is not None:
-                self._drop_beyond(self._most_octets)
+            self._octets += len(mail.raw)
+            self._messages.append(mail)
+            while self._are_too_many():
+                self._octets -= len(self._messages.pop(0).raw)
             if not any(each is mail.session for each in reversed(self._sessions)):
-                self._append(self._sessions, mail.session)  # it began before all was cleared
+                self._take(mail.session)  # it began before all was cleared
+            self._changed()
 
     def began(self, session: Session) -> None:
         """Take a session in."""
         with self.news:
-            self._append(self._sessions, session)
+            self._take(session)
+            self._changed()
 
     def clear(self) -> None:
         """Forget messages and sessions; the lists stay the same objects, and nothing is closed."""
         with self.news:
             self._messages.clear()
+            self._octets = 0
             self._sessions.clear()
             self.cleared += 1
             self._changed()
 
-    def _append(self, items: List[Item], item: Item) -> None:
-        items.append(item)
-        if self._most is not None:
-            del items[: -self._most]
-        self._changed()
+    def _take(self, session: Session) -> None:
+        self._sessions.append(session)
+        if len(self._sessions) > self._most:
+            del self._sessions[0]
 
-    def _drop_beyond(self, most: int) -> None:
-        octets, fits = 0, 0
-        for mail in reversed(self._messages):
-            octets += len(mail.raw)
-            if octets > most and fits:
-                break
-            fits += 1
-        del self._messages[:-fits]
+    def _are_too_many(self) -> bool:
+        number = len(self._messages)
+        return number > self._most or (self._octets > self._most_octets and number > 1)
 
     def _changed(self) -> None:
         self.changes += 1

@@ -20,6 +20,7 @@ import selectors
 import socket
 import socketserver
 import threading
+from http.server import ThreadingHTTPServer
 from time import monotonic
 from typing import Any, Dict, Optional, Tuple, Union
 
@@ -74,7 +75,7 @@ def page() -> Tuple[bytes, str]:
     )
 
 
-class Web(socketserver.ThreadingMixIn, socketserver.TCPServer):
+class Web(ThreadingHTTPServer):
     """The page's server. It listens when it is made, and answers when it is started.
 
     Raises ``OSError``, which names the address, where it cannot listen.

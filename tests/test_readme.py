@@ -36,6 +36,7 @@ from smtpd_sync import (
     queuecli,
     reply,
     session,
+    webvisit,
 )
 from smtpd_sync.cli import parser
 from smtpd_sync.command import VERBS
@@ -567,8 +568,18 @@ def test_batteries_are_those_of_the_code():
     names = {re.match(r"``(\w+)", battery)[1] for battery, *_ in rows}
     assert names == {*BATTERIES, "discard"}
     flags = {literal for _, flag, _ in rows for literal in literals(flag)}
-    known = {flag for names, _ in DELIVERIES for flag in names} | {"--spool"}
+    known = {flag for names, _ in DELIVERIES for flag in names}
+    known |= {"--spool", "--web"}
     assert flags == known
+
+
+def test_requests_of_the_page_are_those_of_the_code():
+    told = {literals(request)[0] for request, *_ in table("web")}
+    known = {f"{method} {path.pattern}" for path, methods in webvisit.ROUTES for method in methods}
+    shown = {"ID": webvisit.ONE.rpartition("/")[2], "NUMBER": "([0-9]{1,6})"}
+    for name, pattern in shown.items():
+        known = {request.replace(pattern, name) for request in known}
+    assert told == known
 
 
 def test_faults_are_those_of_the_code():
