@@ -54,8 +54,6 @@ class Visit(BaseHTTPRequestHandler):
     """One request: each connection has one."""
 
     server: Web
-    server_version = "smtpd_sync"
-    sys_version = ""
     default_request_version = "HTTP/1.0"  # 0.9 would have no headers to guard the answer
     timeout = PATIENCE
 
@@ -211,6 +209,10 @@ class Visit(BaseHTTPRequestHandler):
         for name, value in {**HEADERS, "Content-Type": kind, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+
+    def version_string(self) -> str:
+        """Give the field Server, without the version of anything."""
+        return "smtpd_sync"
 
     def log_message(self, format: str, *values: Any) -> None:
         """Log for those who look for faults."""
