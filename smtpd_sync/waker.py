@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 from typing import Iterator
 
@@ -43,6 +42,8 @@ class Waker:
         Else the handler of one that comes just as the wait begins, or that the system gives to
         another thread, is called only when the wait ends for another reason: maybe never.
         """
+        import signal  # its enumerations take a while, and who only imports us needs none
+
         try:
             before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         except ValueError:  # it is not the main thread
