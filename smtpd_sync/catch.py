@@ -86,10 +86,10 @@ class Catch:
     """Messages and the sessions they came in, in order.
 
     With ``max_messages`` the oldest go when more come, of both; with ``max_octets`` also when the
-    messages together are larger, but for the newest. Of each method below the filters
-    are ``to=`` (one of the recipients), ``sender=``, ``subject=`` and ``text=`` (or the HTML): a
-    str is looked for in it, addresses in any case; a compiled pattern is searched for; and
-    ``where=``, a callable that says of a message whether it is meant.
+    messages, with recipients and dialogues, are larger together, but for the newest. Of each method
+    below the filters are ``to=`` (one of the recipients), ``sender=``, ``subject=`` and ``text=``
+    (or the HTML): a str is looked for in it, addresses in any case; a compiled pattern is searched
+    for; and ``where=``, a callable that says of a message whether it is meant.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Catch:
         self._most = inf if max_messages is None else max_messages
         self._most_octets = inf if max_octets is None else max_octets
         self._octets = 0
+        self._weights: List[int] = []  # of them, for each message
         self._messages: List[CaughtMail] = []
         self._sessions: List[Session] = []
         self.messages: View[CaughtMail] = View(self._messages)
@@ -122,10 +123,12 @@ class Catch:
         """Take a message in."""
         with self.news:
             self.arrived += 1
-            self._octets += len(mail.raw)
             self._messages.append(mail)
+            self._weights.append(weight_of(mail) if self._most_octets < inf else 0)
+            self._octets += self._weights[-1]
             while self._are_too_many():
-                self._octets -= len(self._messages.pop(0).raw)
+                del self._messages[0]
+                self._octets -= self._weights.pop(0)
             if not any(each is mail.session for each in reversed(self._sessions)):
                 self._take(mail.session)  # it began before all was cleared
             self._changed()
@@ -141,6 +144,7 @@ class Catch:
         with self.news:
             self._messages.clear()
             self._octets = 0
+            self._weights.clear()
             self._sessions.clear()
             self.cleared += 1
             self._changed()
@@ -152,7 +156,7 @@ class Catch:
 
     def _are_too_many(self) -> bool:
         number = len(self._messages)
-        return number > self._most or (self._octets > self._most_octets and number > 1)
+        return number > self._most or (number > 1 and self._octets > self._most_octets)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -250,6 +254,11 @@ class Catching:
     def deliver_envelope(self, envelope: Envelope) -> None:
         """Catch a message."""
         self._catch.keep(CaughtMail(envelope))
+
+
+def weight_of(mail: CaughtMail) -> int:
+    """Give about the octets that it takes to keep a message."""
+    return len(mail.raw) + sum(map(len, (*mail.recipients, *mail.session.transcript)))
 
 
 def sieve(filters: Mapping[str, Any]) -> Callable[[CaughtMail], bool]:

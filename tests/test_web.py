@@ -18,7 +18,7 @@ from support import SOON, Client, have_ipv6, until
 from webclient import Events, ask, connected, get, rest, said, send
 
 from smtpd_sync import SMTPServer, flags, flagvalues, web, webvisit, webwatch
-from smtpd_sync.catch import Catch
+from smtpd_sync.catch import Catch, Catching
 from smtpd_sync.testing import MailCatcher
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -648,12 +648,13 @@ def test_port_in_use_is_told_before_mail_can_be_sent():
 
 def test_page_keeps_the_newest_messages(monkeypatch):
     monkeypatch.setattr(web, "MOST_MESSAGES", 3)
-    monkeypatch.setattr(web, "MOST_OCTETS", 10_000)
+    monkeypatch.setattr(web, "MOST_OCTETS", 12_100)  # with their dialogues
     page = web.Page("127.0.0.1", 0)
     url = page.web.url
-    with SMTPServer(("127.0.0.1", 0), deliver=page, trace=False).start() as server:
-        sizes = [100, 200, 300, 400, 9_500, 20_000, 50, 60]
-        kept = [[100], [100, 200], [100, 200, 300], [200, 300, 400], [400, 9_500]]
+    options = {"deliver": page, "hostname": "mx.example", "trace": False, "transcript": True}
+    with SMTPServer(("127.0.0.1", 0), **options).start() as server:
+        sizes = [100, 200, 300, 400, 10_500, 20_000, 50, 60]
+        kept = [[100], [100, 200], [100, 200, 300], [200, 300, 400], [400, 10_500]]
         kept += [[20_000], [50], [50, 60]]
         for size, expected in zip(sizes, kept):
             with Client(server) as client:
@@ -661,6 +662,17 @@ def test_page_keeps_the_newest_messages(monkeypatch):
             rows = get(url, "/api/messages")["messages"]
             assert [row["size"] for row in reversed(rows)] == expected
     assert is_free(url)
+
+
+def test_what_is_kept_of_a_message_counts_with_its_dialogue_and_recipients():
+    catch = Catch(max_octets=10_000)
+    options = {"deliver": Catching(catch), "trace": False, "transcript": True}
+    with SMTPServer(("127.0.0.1", 0), **options).start() as server:
+        for recipients in (10, 10, 200, 10, 10):
+            with Client(server) as client:
+                names = [f"r{number}@y.example" for number in range(recipients)]
+                assert client.mail(b"\r\n", recipients=names).startswith("250 ")
+    assert [len(mail.recipients) for mail in catch.messages] == [10, 10]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "x", 1.5])
