@@ -309,7 +309,7 @@ def test_every_flag_has_its_variable():
         (action,) = [each for each in made._actions if f"--{name}" in each.option_strings]
         variable = f"SMTPD_SYNC_{name.replace('-', '_').upper()}"
         words = flags.from_environment(made, {variable: "1"})
-        assert words == [f"--{name}" if action.nargs == 0 else f"--{name}=1"]
+        assert words == [f"--{name}" if action.nargs in (0, "?") else f"--{name}=1"]
 
 
 def test_environment_sets_flags_and_the_command_line_wins():
