@@ -115,7 +115,10 @@ def octets_of(part: EmailMessage) -> bytes:
         payload = None
     if isinstance(payload, bytes):
         return payload
-    return str(part.get_payload() or "").encode("utf-8", "surrogateescape")
+    try:
+        return str(part.get_payload() or "").encode("utf-8", "surrogateescape")
+    except Exception:  # it decodes, too, and not every codec can replace
+        return b""
 
 
 def described(part: EmailMessage) -> Tuple[Optional[str], str]:

@@ -17,7 +17,7 @@ from time import thread_time
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 from .caught import Attachment, attachment_of, body_type, joined
-from .reading import ADDRESSED, Forgiving, described, leaves, text_of, unnamed
+from .reading import ADDRESSED, Forgiving, described, leaves, octets_of, text_of, unnamed
 
 __all__ = ["BRIEF", "FIELD_READ", "Apart", "Clock", "header_of", "take_apart"]
 
@@ -140,7 +140,8 @@ def _parsed(octets: bytes, clock: Clock, notes: List[str]) -> EmailMessage:
 
 def _is_torn(message: EmailMessage) -> bool:
     """Tell whether there is the header alone of what has parts."""
-    return message.get_payload() == "" and described(message)[1].startswith("multipart/")
+    is_whole = message.is_multipart() or octets_of(message)
+    return not is_whole and described(message)[1].startswith("multipart/")
 
 
 def _extent(octets: bytes) -> int:

@@ -310,6 +310,8 @@ def nested(depth):
         (b"no header at all\r\n\r\nhi\r\n", "Broken"),
         (b"\x00\xff: \x00\r\n\r\n\x00\r\n", ""),
         (b"Content-Type: text/plain; charset*=''%00\r\n\r\nx\r\n", ""),
+        (b"Content-Type: text/html; charset=idna\r\n\r\n\xff\r\n", ""),
+        (b"Content-Type: text/html; charset=punycode\r\n\r\n-\xff\r\n", ""),
         (b"Content-Type: multipart/mixed\r\n\r\nx\r\n", "Broken"),
         (b"Content-Type: ;;;==\r\nContent-Disposition: \xff; filename*=x'y\r\n\r\nx\r\n", ""),
         (b"Subject: =?utf-7?q?+2AA-?=\r\nFrom: =?x?=\r\n\r\nx\r\n", ""),
@@ -317,7 +319,7 @@ def nested(depth):
         (b"\r\n", ""),
         (b"\n", ""),
     ],
-    ids=range(23),
+    ids=range(25),
 )
 def test_of_broken_mail_what_can_be_shown_is_shown(octets, note):
     start = time.thread_time()
