@@ -29,6 +29,7 @@ from .handler import SMTPHandler
 from .listening import listen
 from .logs import log
 from .waker import Waker
+from .webelsewhere import Elsewhere
 from .webguard import Guard, bracketed
 from .webview import Rows, Viewer
 from .webvisit import Visit
@@ -83,8 +84,9 @@ class Web(ThreadingHTTPServer):
 
     def __init__(self, catch: Catch, host: str = "127.0.0.1", port: int = 0) -> None:
         self.catch = catch
-        self.rows = Rows()
-        self.viewer = Viewer(self.rows)
+        self.elsewhere = Elsewhere()
+        self.rows = Rows(self.elsewhere)
+        self.viewer = Viewer(self.rows, self.elsewhere)
         self.page, self.page_policy = page()
         self.watchers = Watchers(catch, self.rows)
         self._threads_of: Dict[socket.socket, threading.Thread] = {}
@@ -120,6 +122,7 @@ class Web(ThreadingHTTPServer):
         due = monotonic() + timeout
         self._over.set()
         self.watchers.end()
+        self.elsewhere.close()
         self._waker.wake()
         if self._accepting is not None:
             self._accepting.join()

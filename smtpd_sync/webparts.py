@@ -3,10 +3,13 @@
 Mail is hostile: headers on which the email package is slow, parts by the million, parts in parts in
 parts. So there are bounds of size and of processor time, and ``notes`` say what lies beyond. What
 was read of a message is not the message: its source can always be had.
+
+The functions `show` and `searched` are called in a process of its own; see `webelsewhere`.
 """
 
 from __future__ import annotations
 
+import base64
 import codecs
 import re
 from email.feedparser import BytesFeedParser
@@ -14,12 +17,25 @@ from email.message import EmailMessage, Message
 from email.parser import BytesHeaderParser
 from itertools import islice
 from time import thread_time
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from urllib.parse import unquote
 
-from .caught import Attachment, attachment_of, body_type, joined
+from .caught import Attachment, attachment_of, body_type, clean, joined, links_of
 from .reading import ADDRESSED, Forgiving, described, leaves, octets_of, text_of, unnamed
+from .webhtml import harmless
 
-__all__ = ["BRIEF", "FIELD_READ", "Apart", "Clock", "header_of", "take_apart"]
+__all__ = [
+    "BRIEF",
+    "NAME_SHOWN",
+    "Apart",
+    "Job",
+    "Shown",
+    "cutter",
+    "header_of",
+    "searched",
+    "show",
+    "take_apart",
+]
 
 SECONDS = 5.0
 """Of processor time, for one message."""
@@ -31,6 +47,17 @@ FIELD_READ = 8_192
 ADDRESSES_READ = 1_048_576
 """Characters of the fields To and Cc in which a recipient is looked for."""
 PIECE = 65_536
+SEARCH_SECONDS = 0.5
+"""Of processor time, for one message in a search."""
+
+NAME_SHOWN = 300
+TEXT_SHOWN = 524_288
+"""Characters of text, and of HTML, that are shown."""
+PARTS_SHOWN = 500
+LINKS_SHOWN = 100
+IMAGES_INLINE = 8_388_608
+"""Octets of images that a document for the frame holds."""
+RASTER = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp"})
 
 
 class Brief(Forgiving):
@@ -58,6 +85,17 @@ class Apart(NamedTuple):
     """What is broken, and what was not read."""
 
 
+class Shown(NamedTuple):
+    """What a job found in a message."""
+
+    value: Dict[str, Any]
+    """As JSON has it."""
+    blobs: List[bytes]
+
+
+Job = Callable[..., Shown]
+
+
 class Clock:
     """Tells when enough time was spent, in this thread and whatever else the machine does."""
 
@@ -67,6 +105,62 @@ class Clock:
     def is_over(self) -> bool:
         """Tell whether it is time to stop."""
         return thread_time() >= self._due
+
+
+def show(octets: bytes, recipients: Sequence[str] = ()) -> Shown:
+    """Give what the page shows of a message, the HTML for its frame, and each attachment."""
+    apart = take_apart(octets, recipients)
+    notes = apart.notes
+    cut = cutter(notes)
+    text = cut("characters of the text", apart.text, TEXT_SHOWN)
+    html = cut("characters of the HTML", apart.html, TEXT_SHOWN)
+    attachments = cut("attachments", apart.attachments, PARTS_SHOWN)
+    value = {
+        "headers": [[clean(name)[:NAME_SHOWN], clean(value)] for name, value in apart.headers],
+        "text": text,
+        "html": bool(html),
+        "links": [each[:FIELD_READ] for each in links_of(text, html)[:LINKS_SHOWN]],
+        "attachments": [
+            {"name": name[:NAME_SHOWN], "type": kind[:NAME_SHOWN], "size": len(content)}
+            for name, kind, content in attachments
+        ],
+        "bcc": apart.bcc,
+        "notes": notes,
+    }
+    document = document_of(html, apart.images).encode("utf-8", "replace")
+    return Shown(value, [document, *(each.content for each in attachments)])
+
+
+def searched(octets: bytes) -> Shown:
+    """Give the texts of a message, for a search."""
+    apart = take_apart(octets, seconds=SEARCH_SECONDS)
+    return Shown({"text": f"{apart.text}\n{apart.html}".lower()}, [])
+
+
+def document_of(html: str, images: Dict[str, Attachment]) -> str:
+    """Write the HTML for the frame, with the images that came along."""
+    named = {clean(name): each for name, each in images.items()}
+    left = [IMAGES_INLINE]
+
+    def image(content_id: str) -> str:
+        found = named.get(content_id) or named.get(unquote(content_id))
+        if found is None or found.type not in RASTER or len(found.content) > left[0]:
+            return ""
+        left[0] -= len(found.content)
+        return f"data:{found.type};base64,{base64.b64encode(found.content).decode()}"
+
+    return harmless(html, image)
+
+
+def cutter(notes: List[str]) -> Callable[[str, Any, int], Any]:
+    """Make what cuts a text or a list, and notes it."""
+
+    def cut(what: str, whole: Any, most: int) -> Any:
+        if len(whole) > most:
+            notes.append(f"The first {most:,} of {len(whole):,} {what} are shown.")
+        return whole[:most]
+
+    return cut
 
 
 def take_apart(octets: bytes, recipients: Sequence[str] = (), seconds: float = SECONDS) -> Apart:

@@ -1,24 +1,23 @@
 """Caught messages as the page gets them: values for JSON, documents for the frame, attachments.
 
-What came over the wire may be broken or huge: it is shown up to the sizes below, and ``notes`` say
-what is not. A message is taken apart when somebody opens it, one at a time, in the thread that
-asks; SMTP goes on.
+What came over the wire may be broken or huge: it is shown up to bounds, and ``notes`` say what is
+not. A message is taken apart when somebody opens it, one at a time, and elsewhere; SMTP goes on.
 """
 
 from __future__ import annotations
 
-import base64
 import re
 import threading
 from email.parser import BytesHeaderParser
-from typing import Any, Callable, Dict, Iterator, List, Tuple
-from urllib.parse import quote, unquote
+from time import monotonic
+from typing import Any, Dict, List, Tuple
+from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 from .catch import Catch
-from .caught import CaughtMail, clean, links_of
-from .webhtml import harmless
-from .webparts import BRIEF, FIELD_READ, Apart, Clock, header_of, take_apart
+from .caught import CaughtMail, clean
+from .webelsewhere import Elsewhere, Gone
+from .webparts import BRIEF, NAME_SHOWN, Shown, cutter, header_of, show
 
 __all__ = ["Rows", "Viewed", "Viewer", "file_name_of"]
 
@@ -28,18 +27,10 @@ SEARCHED = 131_072
 """Octets of a message in which a search looks for text."""
 TEXT_KEPT = 4_096
 """Characters of a text that are kept for the next search, where that is all of it."""
-SEARCH_SECONDS, SEARCH_SECONDS_EACH = 5.0, 0.5
-"""Of processor time for a search, and of that for one message."""
-ROW_TEXT = 300
+SEARCH_SECONDS = 5.0
+"""For a search."""
 ROW_RECIPIENTS = 5
-TEXT_SHOWN = 524_288
-"""Characters of text, and of HTML, that are shown."""
-PARTS_SHOWN = 500
 RECIPIENTS_SHOWN = 1_000
-LINKS_SHOWN = 100
-IMAGES_INLINE = 8_388_608
-"""Octets of images that a document for the frame holds."""
-RASTER = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp"})
 KEPT = 4
 """Messages that stay taken apart, for the requests that follow the first."""
 KEPT_OCTETS = 67_108_864
@@ -51,7 +42,8 @@ Row = Dict[str, Any]
 class Rows:
     """What the list says of each message, made once."""
 
-    def __init__(self) -> None:
+    def __init__(self, elsewhere: Elsewhere) -> None:
+        self._elsewhere = elsewhere
         self._made: WeakKeyDictionary[CaughtMail, Row] = WeakKeyDictionary()
         self._texts: WeakKeyDictionary[CaughtMail, str] = WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -80,9 +72,9 @@ class Rows:
         complete = True
         if words := query.lower().split():
             with self._searching:
-                clock = Clock(SEARCH_SECONDS)
-                mails = [mail for mail in mails if self._has(mail, words, clock)]
-                complete = not clock.is_over()
+                due = monotonic() + SEARCH_SECONDS
+                mails = [mail for mail in mails if self._has(mail, words, due)]
+                complete = monotonic() < due
         return {
             "messages": [self.row(mail) for mail in mails[:most]],
             "more": len(mails) > most,
@@ -91,11 +83,11 @@ class Rows:
             "complete": complete,
         }
 
-    def _has(self, mail: CaughtMail, words: List[str], clock: Clock) -> bool:
+    def _has(self, mail: CaughtMail, words: List[str], due: float) -> bool:
         subject = self.row(mail)["subject"]
         known = " ".join((mail.sender, *mail.recipients, subject)).lower()
         missing = [word for word in words if word not in known]
-        if not missing or clock.is_over():
+        if not missing or monotonic() >= due:
             return not missing
         text = self._text(mail)
         return all(word in text for word in missing)
@@ -103,8 +95,10 @@ class Rows:
     def _text(self, mail: CaughtMail) -> str:
         text = self._texts.get(mail)
         if text is None:
-            apart = take_apart(mail.raw[:SEARCHED], seconds=SEARCH_SECONDS_EACH)
-            text = f"{apart.text}\n{apart.html}".lower()
+            try:
+                text = str(self._elsewhere.call("searched", mail.raw[:SEARCHED]).value["text"])
+            except Gone:
+                text = ""
             if len(text) <= TEXT_KEPT:
                 self._texts[mail] = text
         return text
@@ -119,103 +113,75 @@ def row_of(mail: CaughtMail) -> Row:
         "sender": mail.sender,
         "recipients": mail.recipients[:ROW_RECIPIENTS],
         "recipients_total": len(mail.recipients),
-        "subject": clean(header_of(message, "subject"))[:ROW_TEXT],
+        "subject": clean(header_of(message, "subject"))[:NAME_SHOWN],
         "received_at": mail.received_at.isoformat(),
         "size": len(mail.raw),
     }
 
 
 class Viewed:
-    """A message, taken apart. It does not keep the message itself."""
+    """What is shown of a message. It does not keep the message itself."""
 
-    def __init__(self, mail: CaughtMail, row: Row) -> None:
-        apart = take_apart(mail.raw, mail.recipients)
-        self.attachments = apart.attachments
+    def __init__(self, mail: CaughtMail, row: Row, shown: Shown) -> None:
+        self.document, *self.contents = shown.blobs
         self._session = mail.session
-        self._images = {clean(name): each for name, each in apart.images.items()}
-        self._html = apart.html[:TEXT_SHOWN]
-        self._value = {**row, **dict(described(mail, apart))}
-        self.octets = 2 * TEXT_SHOWN + sum(len(each.content) for each in self.attachments)
+        self._value = {**row, **with_envelope(shown.value, mail)}
+        self.octets = sum(map(len, shown.blobs))
         """About what it takes."""
 
     def value(self) -> Dict[str, Any]:
         """Give all but the attachments' content, and the dialogue up to now."""
         return {**self._value, "dialogue": self._session.transcript}
 
-    def document(self) -> str:
-        """Write the HTML for the frame."""
-        left = [IMAGES_INLINE]
-
-        def image(content_id: str) -> str:
-            found = self._images.get(content_id) or self._images.get(unquote(content_id))
-            if found is None or found.type not in RASTER or len(found.content) > left[0]:
-                return ""
-            left[0] -= len(found.content)
-            return f"data:{found.type};base64,{base64.b64encode(found.content).decode()}"
-
-        return harmless(self._html, image)
+    def attachment(self, number: int) -> Tuple[str, bytes]:
+        """Give its name and content; raises ``IndexError``."""
+        return self._value["attachments"][number]["name"], self.contents[number]
 
 
-def described(mail: CaughtMail, apart: Apart) -> Iterator[Tuple[str, Any]]:
-    """Say of a message what its views show, but for the dialogue."""
-    notes: List[str] = []
-    cut = cutter(notes)
-    bcc = set(apart.bcc)
-    yield (
-        "recipients",
-        [
+def shown_of(mail: CaughtMail, elsewhere: Elsewhere) -> Shown:
+    """Take a message apart."""
+    try:
+        return elsewhere.call("show", mail.raw, mail.recipients)
+    except Gone:
+        shown = show(b"")
+        shown.value["notes"] = ["It takes too long or too much to read: only the source has it."]
+        return shown
+
+
+def with_envelope(value: Dict[str, Any], mail: CaughtMail) -> Dict[str, Any]:
+    """Add to what is shown of a message how it came."""
+    bcc, notes = set(value["bcc"]), list(value["notes"])
+    recipients = list(zip(mail.recipients, mail.recipient_parameters))
+    return {
+        **{name: value[name] for name in value.keys() - {"bcc"}},
+        "recipients": [
             {"address": address, "bcc": address in bcc, "parameters": parameters}
-            for address, parameters in cut(
-                "recipients",
-                list(zip(mail.recipients, mail.recipient_parameters)),
-                RECIPIENTS_SHOWN,
-            )
+            for address, parameters in cutter(notes)("recipients", recipients, RECIPIENTS_SHOWN)
         ],
-    )
-    yield "sender_parameters", mail.sender_parameters
-    yield "peer", {"address": mail.peer.address, "port": mail.peer.port}
-    yield "helo", clean(mail.helo)
-    yield "user", mail.user
-    yield "tls", mail.tls and {"version": mail.tls.version, "cipher": mail.tls.cipher}
-    yield "headers", [[clean(name)[:ROW_TEXT], clean(value)] for name, value in apart.headers]
-    text = cut("characters of the text", apart.text, TEXT_SHOWN)
-    html = cut("characters of the HTML", apart.html, TEXT_SHOWN)
-    yield "text", text
-    yield "html", bool(html)
-    yield "links", [each[:FIELD_READ] for each in links_of(text, html)[:LINKS_SHOWN]]
-    yield (
-        "attachments",
-        [
-            {"name": each.name[:ROW_TEXT], "type": each.type[:ROW_TEXT], "size": len(each.content)}
-            for each in cut("attachments", apart.attachments, PARTS_SHOWN)
-        ],
-    )
-    yield "notes", [*apart.notes, *notes]
-
-
-def cutter(notes: List[str]) -> Callable[[str, Any, int], Any]:
-    """Make what cuts a text or a list, and notes it."""
-
-    def cut(what: str, whole: Any, most: int) -> Any:
-        if len(whole) > most:
-            notes.append(f"The first {most:,} of {len(whole):,} {what} are shown.")
-        return whole[:most]
-
-    return cut
+        "sender_parameters": mail.sender_parameters,
+        "peer": {"address": mail.peer.address, "port": mail.peer.port},
+        "helo": clean(mail.helo),
+        "user": mail.user,
+        "tls": mail.tls and {"version": mail.tls.version, "cipher": mail.tls.cipher},
+        "notes": notes,
+    }
 
 
 class Viewer:
     """Takes messages apart, one at a time, and keeps the last few while they are there."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, elsewhere: Elsewhere) -> None:
         self._rows = rows
+        self._elsewhere = elsewhere
         self._lock = threading.Lock()
         self._kept: WeakKeyDictionary[CaughtMail, Viewed] = WeakKeyDictionary()
 
     def view(self, mail: CaughtMail) -> Viewed:
         """Give a message, taken apart."""
         with self._lock:
-            found = self._kept.pop(mail, None) or Viewed(mail, self._rows.row(mail))
+            found = self._kept.pop(mail, None)
+            if found is None:
+                found = Viewed(mail, self._rows.row(mail), shown_of(mail, self._elsewhere))
             self._kept[mail] = found
             self._drop()
             return found

@@ -151,17 +151,18 @@ class Visit(BaseHTTPRequestHandler):
 
     def html(self, name: str) -> None:
         """Give the HTML, for the frame."""
-        document = self.server.viewer.view(self._mail(name)).document()
+        document = self.server.viewer.view(self._mail(name)).document
         headers = {"Content-Security-Policy": FRAME_POLICY}
-        self.give(document.encode("utf-8", "replace"), "text/html; charset=utf-8", headers)
+        self.give(document, "text/html; charset=utf-8", headers)
 
     def attachment(self, name: str, number: str) -> None:
         """Give an attachment, to save."""
-        attachments = self.server.viewer.view(self._mail(name)).attachments
-        if int(number) >= len(attachments):
-            raise Refusal(HTTPStatus.NOT_FOUND, "There is no such attachment.")
-        found = attachments[int(number)]
-        self.give_file(found.content, found.name, f"attachment-{int(number) + 1}")
+        viewed = self.server.viewer.view(self._mail(name))
+        try:
+            called, content = viewed.attachment(int(number))
+        except IndexError:
+            raise Refusal(HTTPStatus.NOT_FOUND, "There is no such attachment.") from None
+        self.give_file(content, called, f"attachment-{int(number) + 1}")
 
     def events(self) -> None:
         """Tell what happens, as it happens."""

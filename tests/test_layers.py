@@ -50,7 +50,16 @@ LAYERS = (
         *("service", "show", "process", "queuecli", "cli"),
         *("faultkinds", "faultplan", "faults", "faultflags", "flagvalues", "flags"),
         *("caught", "catch", "certificates", "testing", "pytest_plugin"),
-        *("webhtml", "webparts", "webguard", "webview", "webwatch", "webvisit", "web"),
+        *(
+            "webhtml",
+            "webparts",
+            "webelsewhere",
+            "webguard",
+            "webview",
+            "webwatch",
+            "webvisit",
+            "web",
+        ),
     ),
 )
 CORE = LAYERS[0]

@@ -21,7 +21,8 @@ from hostile_mail import (
 )
 from support import until
 
-from smtpd_sync import webview
+from smtpd_sync import webelsewhere, webparts
+from smtpd_sync.webhtml import harmless
 
 pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("no_leaks")]
 
@@ -37,7 +38,12 @@ def canary(no_leaks):
 
 def raw_html(monkeypatch):
     """Take out the pass that leaves out what is dangerous."""
-    monkeypatch.setattr(webview, "harmless", lambda html, image: html)
+    monkeypatch.setattr(webparts, "harmless", lambda html, image: html)
+
+    def here(self, job, *arguments):
+        return webelsewhere.JOBS[job](*arguments)
+
+    monkeypatch.setattr(webelsewhere.Elsewhere, "call", here)
 
 
 def send(mail, html, subject="hi"):
@@ -152,7 +158,7 @@ def test_stripped_alone_mail_does_not_run(browser, canary):
     """Without the policy and the frame style sheets load; nothing else does, and nothing runs."""
     with browser.page() as page:
         for name, html in ALL.items():
-            page.open(canary.serve(webview.harmless(canary.aimed(html), lambda _: "")))
+            page.open(canary.serve(harmless(canary.aimed(html), lambda _: "")))
             page.click(300, 300)
             browser.idle(0.05)
             assert page.run("location.pathname").startswith("/page-"), name
