@@ -25,9 +25,9 @@ from .reading import ADDRESSED, Forgiving, described, leaves, octets_of, text_of
 from .webhtml import harmless
 
 __all__ = [
-    "BRIEF",
     "NAME_SHOWN",
     "Apart",
+    "Brief",
     "Job",
     "Shown",
     "cutter",
@@ -63,9 +63,11 @@ RASTER = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp", "image
 class Brief(Forgiving):
     """Reads no more of a header field than takes a moment."""
 
+    most = FIELD_READ
+
     def header_fetch_parse(self, name: str, value: str) -> Any:
         """Give a field's value."""
-        return super().header_fetch_parse(name, value[:FIELD_READ])
+        return super().header_fetch_parse(name, value[: self.most])
 
 
 BRIEF = Brief(utf8=True, linesep="\r\n")

@@ -17,11 +17,11 @@ from weakref import WeakKeyDictionary
 from .catch import Catch
 from .caught import CaughtMail, clean
 from .webelsewhere import Elsewhere, Gone
-from .webparts import BRIEF, NAME_SHOWN, Shown, cutter, header_of, show
+from .webparts import NAME_SHOWN, Brief, Shown, cutter, header_of, show
 
 __all__ = ["Rows", "Viewed", "Viewer", "file_name_of"]
 
-HEAD_LOOKED_AT = 65_536
+HEAD_LOOKED_AT = 32_768
 """Octets of a message in which its subject is looked for, for the list."""
 SEARCHED = 131_072
 """Octets of a message in which a search looks for text."""
@@ -37,6 +37,15 @@ KEPT_OCTETS = 67_108_864
 """Octets of them; the last stays, however large."""
 
 Row = Dict[str, Any]
+
+
+class Briefer(Brief):
+    """Reads what a row has room for."""
+
+    most = 1_000
+
+
+BRIEFER = Briefer(utf8=True, linesep="\r\n")
 
 
 class Rows:
@@ -107,7 +116,7 @@ class Rows:
 def row_of(mail: CaughtMail) -> Row:
     """Say of a message what stands in the list."""
     head = mail.raw[:HEAD_LOOKED_AT].partition(b"\r\n\r\n")[0]
-    message = BytesHeaderParser(policy=BRIEF).parsebytes(head)
+    message = BytesHeaderParser(policy=BRIEFER).parsebytes(head)
     return {
         "id": mail.id,
         "sender": mail.sender,

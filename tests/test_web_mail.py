@@ -484,6 +484,20 @@ def test_memory_for_many_messages_is_their_own(elsewhere):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    "head",
+    [b"Subject:" + b" a" * 16_000, b"a:\r\n" * 8_000, b"Subject: " + b"=?utf-8?b?YQ==?=" * 999],
+)
+def test_row_of_a_hostile_message_takes_a_moment(head):
+    mail = mail_of(head + b"\r\n\r\nx\r\n")
+    took = []
+    for _ in range(5):
+        start = time.thread_time()
+        webview.row_of(mail)
+        took.append(time.thread_time() - start)
+    assert min(took) < 0.03, took
+
+
 # -- the process in which it is done ---------------------------------------------------------------
 
 
