@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pathlib
 import signal
 import subprocess
 import sys
@@ -70,7 +71,8 @@ class Elsewhere:
     def _begun(self) -> subprocess.Popen[bytes]:
         if self._closed:
             raise EOFError
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()"
+        path = [*sys.path, str(pathlib.Path(__file__).resolve().parents[1])]
+        code = f"import sys; sys.path[:] = {path!r}; from {__name__} import serve; serve()"
         return subprocess.Popen(  # noqa: S603 - ourselves
             [sys.executable, "-I", "-S", "-c", code],
             stdin=subprocess.PIPE,

@@ -513,6 +513,12 @@ def test_process_is_there_when_it_is_needed_and_goes_with_the_page(mail):
     assert process.poll() is not None
 
 
+def test_process_finds_the_package_where_the_path_does_not_lead_to_it(elsewhere, monkeypatch):
+    others = [each for each in sys.path if os.path.realpath(each) != str(ROOT)]
+    monkeypatch.setattr(sys, "path", others)
+    assert elsewhere.call("searched", b"\r\none").value["text"] == "one\n"
+
+
 def test_process_that_is_gone_is_made_anew(elsewhere):
     assert elsewhere.call("searched", b"\r\none").value["text"] == "one\n"
     elsewhere._process.kill()
