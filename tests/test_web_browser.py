@@ -105,6 +105,19 @@ def test_new_message_shows_within_200_ms_of_its_250(page, web):
     assert page.run("document.title") == "(9) Mail"
 
 
+def test_search_shows_what_comes_though_mail_comes_without_a_pause(page, web):
+    page.open(web.url)
+    page.until("document.querySelector('#state').textContent === '0 messages'")
+    page.key("/", *"number")
+    page.until("document.querySelector('#state').textContent === '0 found of 0'")
+    for number in range(60):
+        send(web.mail, f"Subject: number {number}\r\n\r\n")
+        page.browser.idle(0.03)
+        if page.run(ROWS):
+            break
+    assert 0 < number < 59
+
+
 def test_500_messages_load_in_under_a_second(page, web):
     with smtplib.SMTP(web.mail.host, web.mail.port) as client:
         for number in range(500):
