@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
@@ -31,6 +32,9 @@ MOST_ROWS = 1_000
 PATIENCE = 15.0
 """Seconds for a client to send its request, and to take each piece of the answer."""
 PIECE = 262_144
+LAST_WORDS = 1.0
+"""Seconds for a client that sent too much to send the rest, before it is read no more."""
+TOO_LARGE = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE}
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -61,6 +65,7 @@ class Visit(BaseHTTPRequestHandler):
         """Read a request within bounds of size and time, and answer it."""
         self.requestline, self.request_version, self.command = "", self.protocol_version, ""
         self.close_connection = True
+        self.unread = False
         with contextlib.suppress(OSError):  # the client has gone, or is too slow
             head = self._head()
             self.rfile.close()
@@ -69,6 +74,8 @@ class Visit(BaseHTTPRequestHandler):
                 self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             else:
                 self.handle_one_request()
+            if self.unread:
+                self._let_it_read()
 
     def _head(self) -> bytes:
         head, due = b"", monotonic() + PATIENCE
@@ -80,6 +87,14 @@ class Visit(BaseHTTPRequestHandler):
             head += octets
         self.connection.settimeout(PATIENCE)
         return head
+
+    def _let_it_read(self) -> None:
+        """Take what the client still sends: to close before that would destroy the answer."""
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(LAST_WORDS)
+        due = monotonic() + LAST_WORDS
+        while self.connection.recv(PIECE) and monotonic() < due:
+            pass
 
     def do_GET(self) -> None:
         """Answer."""
@@ -196,6 +211,7 @@ class Visit(BaseHTTPRequestHandler):
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer that it cannot be."""
+        self.unread = refusal.status in TOO_LARGE
         text = json.dumps({"error": refusal.text}).encode()
         self.give(text, "application/json", refusal.headers, refusal.status)
 

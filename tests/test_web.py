@@ -1,6 +1,7 @@
 """The page that shows mail: its routes, who may ask, bad requests, events, its life."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import logging
@@ -462,6 +463,25 @@ def test_bad_request_is_refused(mail, caplog, octets, status):
     assert status in answer[:20] if status else answer == b""
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert ask(mail.web_url).status == 200
+
+
+@pytest.mark.parametrize(
+    "head", [b"X: " + b"x" * 500_000, b"Content-Length: 500000\r\n\r\n" + b"x" * 500_000]
+)
+def test_client_that_sends_too_much_may_read_the_answer(mail, head):
+    host = f"Host: 127.0.0.1:{port_of(mail.web_url)}\r\n".encode()
+    for _ in range(20):
+        answer = said(mail.web_url, b"GET / HTTP/1.1\r\n" + host + head)
+        assert re.match(rb"HTTP/1.0 4(13|31) ", answer)
+
+
+def test_client_that_sends_without_end_is_left(mail, monkeypatch):
+    monkeypatch.setattr(webvisit, "LAST_WORDS", 0.1)
+    start = time.monotonic()
+    with connected(mail.web_url) as client, contextlib.suppress(ConnectionError):
+        while time.monotonic() < start + SOON:
+            client.sendall(b"x" * 65_536)
+    assert time.monotonic() < start + SOON
 
 
 def test_http_0_9_gets_headers_all_the_same(mail):
