@@ -621,6 +621,7 @@ def test_stop_ends_all_at_once(mail):
         until(lambda: sum(t.name == "web visit" for t in threading.enumerate()) == 2)
         start = time.monotonic()
         mail.stop()
+        assert not [each for each in threading.enumerate() if each.name == "web visit"]
         assert events.next() is None
         assert rest(half) == b""
         assert time.monotonic() - start < SOON

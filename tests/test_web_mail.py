@@ -350,6 +350,20 @@ def test_what_takes_too_long_is_cut_and_said():
     assert any("takes too long" in note or "taken apart" in note for note in apart.notes)
 
 
+def test_parts_that_take_too_long_to_read_are_left_out(monkeypatch):
+    def slow(part, text_of=webparts.text_of):
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+        return text_of(part)
+
+    monkeypatch.setattr(webparts, "text_of", slow)
+    octets = MULTIPART + b"--b\r\n\r\nx\r\n" * 200 + b"--b--\r\n"
+    apart = take_apart(octets, seconds=0.4)
+    assert 5 <= apart.text.count("x") <= 10
+    assert "It takes too long to read: not all of its parts are shown." in apart.notes
+
+
 def test_broken_mail_is_shown_through_the_page(mail):
     send(
         mail,
