@@ -565,7 +565,7 @@ def test_process_that_takes_too_long_or_too_much_is_ended():
     code = (
         "from smtpd_sync import webelsewhere\n"
         "def slow(octets):\n    while True: pass\n"
-        "def large(octets):\n    return [bytearray(1 << 31)]\n"
+        "def large(octets):\n    return len(bytearray(1 << 31)), []\n"
         "webelsewhere.SECONDS = 1\n"
         "webelsewhere.JOBS.update(slow=slow, large=large)\n"
         "webelsewhere.serve()\n"
