@@ -566,13 +566,13 @@ def test_process_that_takes_too_long_or_too_much_is_ended():
         "from smtpd_sync import webelsewhere\n"
         "def slow(octets):\n    while True: pass\n"
         "def large(octets):\n    return len(bytearray(1 << 31)), []\n"
-        "webelsewhere.SECONDS = 1\n"
+        "webelsewhere.SECONDS = {seconds}\n"
         "webelsewhere.JOBS.update(slow=slow, large=large)\n"
         "webelsewhere.serve()\n"
     )
-    for job in ("slow", "large"):
+    for job, seconds in (("slow", 1), ("large", 60)):
         with subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code.format(seconds=seconds)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
