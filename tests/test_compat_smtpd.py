@@ -1033,17 +1033,21 @@ def test_what_is_too_long_is_not_kept(state, loop, speak):
     elif state == "own":
         client.say("AUTH LOGIN")
     (channel,) = channels()
-    for _ in range(10):
-        client.socket.sendall(b"x" * 1_000_000)
-    client.socket.sendall(b"\r\n.\r\n")
     sizes = []
     reply = []
-    reader = threading.Thread(target=lambda: reply.append(client.reply()))
-    reader.start()
-    while reader.is_alive():
+
+    def talk():
+        for _ in range(10):
+            client.socket.sendall(b"x" * 1_000_000)
+        client.socket.sendall(b"\r\n.\r\n")
+        reply.append(client.reply())
+
+    talker = threading.Thread(target=talk)
+    talker.start()
+    while talker.is_alive() or not sizes:
         sizes.append(sum(map(len, channel.received_lines)))
         time.sleep(0.001)
-    reader.join(DEADLINE)
+    talker.join(DEADLINE)
     assert reply[0][:3] == {"command": "500", "data": "552", "own": "235"}[state]
     assert len(reply[0]) < 600_000
     assert max(sizes) < 600_000
