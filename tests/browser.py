@@ -253,6 +253,17 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self._mouse(kind, x=x, y=y, button="left", clickCount=1)
 
+    def click_into_frame(self, *places):
+        """Press the button at places of a frame, until it takes it: it may have come just now."""
+        due = time.monotonic() + DEADLINE
+        while time.monotonic() < due:
+            for place in places:
+                self.click(*place)
+            if self.run("document.activeElement.tagName === 'IFRAME'"):
+                return
+            self.browser.idle(0.05)
+        raise AssertionError("the frame takes no click")
+
     def _mouse(self, kind, **values):
         # A frame that goes away under the mouse never answers.
         self.browser.send("Input.dispatchMouseEvent", self._session, type=kind, **values)

@@ -111,9 +111,7 @@ def test_in_its_frame_mail_neither_runs_nor_phones_home_nor_leaves(
             page.click_on(f"#rows li:nth-child({shown})")
             page.until(f"document.querySelector('#subject').textContent === '{name}'")
             page.until(f"framesLoaded >= {shown}")
-            page.click(700, 600)
-            page.click(700, 400)
-            page.until("document.activeElement.tagName === 'IFRAME'")  # the clicks have come
+            page.click_into_frame((700, 600), (700, 400))
         browser.idle(0.5)
         assert page.run("location.href") == web.url
         assert page.run("document.title") == "Mail"
