@@ -73,8 +73,8 @@ class Elsewhere:
             raise EOFError
         path = [*sys.path, str(pathlib.Path(__file__).resolve().parents[1])]
         code = f"import sys; sys.path[:] = {path!r}; from {__name__} import serve; serve()"
-        return subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-I", "-S", "-c", code],
+        return subprocess.Popen(  # noqa: S603 - our own code
+            [sys.executable or "", "-I", "-S", "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

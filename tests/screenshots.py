@@ -10,7 +10,7 @@ from email.message import EmailMessage
 from smtplib import SMTP
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # a script: the imports below need it first
 
 from browser import Browser  # noqa: E402
 

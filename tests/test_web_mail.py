@@ -528,6 +528,13 @@ def test_process_finds_the_package_where_the_path_does_not_lead_to_it(elsewhere,
     assert elsewhere.call("searched", b"\r\none").value["text"] == "one\n"
 
 
+@pytest.mark.parametrize("python", [None, "", "/nowhere/python"])
+def test_where_no_process_can_begin_the_source_is_left(elsewhere, monkeypatch, python):
+    monkeypatch.setattr(sys, "executable", python)
+    (note,) = webview.shown_of(mail_of(b"Subject: x\r\n\r\nhi\r\n"), elsewhere).value["notes"]
+    assert "only the source has it" in note
+
+
 def test_process_that_is_gone_is_made_anew(elsewhere):
     assert elsewhere.call("searched", b"\r\none").value["text"] == "one\n"
     elsewhere._process.kill()
